@@ -1,0 +1,102 @@
+"""The three kinds of database as the bench reaches them: raw driver connections, CREATE and DROP DATABASE."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Mapping
+from contextlib import closing
+from typing import Any, Final, Literal
+
+import psycopg
+import pymysql
+from psycopg import sql
+from pymysql.constants import ER
+from sqlalchemy.engine import make_url
+
+__all__ = ["KINDS", "DatabaseKind", "ServedKind", "connect", "create", "drop", "server_config"]
+
+ServedKind = Literal["postgresql", "mariadb"]
+DatabaseKind = Literal["sqlite", "postgresql", "mariadb"]
+KINDS: Final[tuple[DatabaseKind, ...]] = ("sqlite", "postgresql", "mariadb")
+CONNECT_TIMEOUT_S: Final = 5
+LOCK_TIMEOUT_S: Final = 10
+
+
+def server_config(kind: ServedKind, url: str) -> dict[str, Any]:
+    """The connection to the server's own database, from which others are created and dropped."""
+    where = make_url(url)
+    return {
+        "driver": kind,
+        "host": where.host or "127.0.0.1",
+        "port": where.port or {"postgresql": 5432, "mariadb": 3306}[kind],
+        "database": {"postgresql": "postgres", "mariadb": "mysql"}[kind],
+        "username": where.username or "root",
+        "password": where.password or "",
+    }
+
+
+def connect(config: Mapping[str, Any]) -> Any:
+    """A raw DBAPI connection in autocommit; the caller closes it."""
+    if config["driver"] == "sqlite":
+        return sqlite3.connect(config["database"], isolation_level=None, timeout=LOCK_TIMEOUT_S)
+    if config["driver"] == "postgresql":
+        return psycopg.connect(
+            host=config["host"],
+            port=config["port"],
+            dbname=config["database"],
+            user=config["username"],
+            password=config["password"] or None,
+            connect_timeout=CONNECT_TIMEOUT_S,
+            autocommit=True,
+        )
+    return pymysql.connect(
+        host=config["host"],
+        port=config["port"],
+        database=config["database"],
+        user=config["username"],
+        password=config["password"],
+        connect_timeout=CONNECT_TIMEOUT_S,
+        autocommit=True,
+        charset="utf8mb4",
+    )
+
+
+def create(kind: ServedKind, admin: Any, name: str) -> None:
+    """Create an empty database that holds any Unicode text."""
+    with closing(admin.cursor()) as cursor:
+        if kind == "postgresql":
+            # template0: nobody can be connected to it, which would make CREATE DATABASE fail.
+            statement = sql.SQL("CREATE DATABASE {} TEMPLATE template0 ENCODING 'UTF8'")
+            cursor.execute(statement.format(sql.Identifier(name)))
+        else:
+            cursor.execute(f"CREATE DATABASE `{name}` CHARACTER SET utf8mb4")
+
+
+def drop(kind: ServedKind, admin: Any, name: str) -> None:
+    """Drop a database, whoever is still connected to it."""
+    with closing(admin.cursor()) as cursor:
+        if kind == "postgresql":
+            _drop_postgresql(cursor, name)
+        else:
+            _drop_mariadb(cursor, name)
+
+
+def _drop_postgresql(cursor: psycopg.Cursor[Any], name: str) -> None:
+    # FORCE came with PostgreSQL 13; before it, the connections are ended by hand.
+    force = sql.SQL(" WITH (FORCE)") if cursor.connection.info.server_version >= 130_000 else sql.SQL("")
+    if not force.as_string():
+        cursor.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name])
+    cursor.execute(sql.SQL("DROP DATABASE IF EXISTS {}").format(sql.Identifier(name)) + force)
+
+
+def _drop_mariadb(cursor: pymysql.cursors.Cursor, name: str) -> None:
+    # A transaction left open holds metadata locks, for which DROP would wait a day by default.
+    cursor.execute("SELECT id FROM information_schema.processlist WHERE db = %s", [name])
+    for (connection_id,) in cursor.fetchall():
+        try:
+            cursor.execute(f"KILL {int(connection_id)}")
+        except pymysql.err.OperationalError as error:
+            if error.args[0] != ER.NO_SUCH_THREAD:  # it left by itself between the two statements
+                raise
+    cursor.execute(f"SET SESSION lock_wait_timeout = {LOCK_TIMEOUT_S}")
+    cursor.execute(f"DROP DATABASE IF EXISTS `{name}`")

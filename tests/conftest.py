@@ -1,0 +1,128 @@
+"""Fixtures of every test: databases by kind, pair and trio, crosstie configured for them, proxies, child processes.
+
+What they are made of is the package `bench`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from bench import guard, leftovers, servers
+from bench.databases import KINDS, DatabaseKind, Pair, Solo, TestDatabase, Trio, fresh_database
+
+PAIRS: Final[list[tuple[DatabaseKind, DatabaseKind]]] = [
+    *((first, second) for first in KINDS for second in KINDS if first != second),
+    ("sqlite", "sqlite"),
+]
+CRASH_PAIRS: Final[list[tuple[DatabaseKind, DatabaseKind]]] = [
+    ("sqlite", "sqlite"),
+    ("postgresql", "mariadb"),
+    ("mariadb", "postgresql"),
+]
+TRIOS: Final = [KINDS[turn:] + KINDS[:turn] for turn in range(3)]
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Drop what dead earlier runs left on the servers; under xdist once, before the workers start."""
+    if not hasattr(session.config, "workerinput"):
+        leftovers.drop_leftovers()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say loudly which servers were missing and what was not tested for want of them."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    lines = servers.untested(report.longrepr[2] for report in skipped if isinstance(report.longrepr, tuple))
+    if lines:
+        terminalreporter.write_sep("=", "servers missing", red=True, bold=True)
+        for line in lines:
+            terminalreporter.write_line(line, red=True, bold=True)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind() -> Iterator[None]:
+    """Fail a test that leaves a transaction open in its thread, and close all pools after it."""
+    yield
+    guard.release()
+
+
+def _fresh(stack: ExitStack, kind: DatabaseKind, folder: Path) -> TestDatabase:
+    database = stack.enter_context(fresh_database(kind, folder))
+    stack.callback(guard.release)  # before the drop, which open transactions would hold up
+    return database
+
+
+def _ids(kinds: tuple[DatabaseKind, ...]) -> str:
+    return "-".join(kinds)
+
+
+@pytest.fixture(params=KINDS)
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[TestDatabase]:
+    """One fresh database, in turn of each kind."""
+    with ExitStack() as stack:
+        yield _fresh(stack, request.param, tmp_path)
+
+
+@pytest.fixture(params=PAIRS, ids=_ids)
+def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pair]:
+    """Two fresh databases: all six ordered pairs of different kinds, and two SQLite files."""
+    with ExitStack() as stack:
+        yield Pair(*(_fresh(stack, kind, tmp_path) for kind in request.param))
+
+
+@pytest.fixture(params=CRASH_PAIRS, ids=_ids)
+def crash_pair(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pair]:
+    """Two fresh databases, in the three combinations that crash tests are run over."""
+    with ExitStack() as stack:
+        yield Pair(*(_fresh(stack, kind, tmp_path) for kind in request.param))
+
+
+@pytest.fixture(params=TRIOS, ids=_ids)
+def trio(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Trio]:
+    """Three fresh databases, one of each kind, each kind first in turn."""
+    with ExitStack() as stack:
+        yield Trio(*(_fresh(stack, kind, tmp_path) for kind in request.param))
+
+
+@pytest.fixture
+def configured(pair: Pair) -> Iterator[Pair]:
+    """A pair for which crosstie is configured, with its tables in both."""
+    with guard.configured_databases(pair):
+        yield pair
+
+
+@pytest.fixture
+def configured_crash_pair(crash_pair: Pair) -> Iterator[Pair]:
+    """A crash pair for which crosstie is configured, with its tables in both."""
+    with guard.configured_databases(crash_pair):
+        yield crash_pair
+
+
+@pytest.fixture
+def configured_trio(trio: Trio) -> Iterator[Trio]:
+    """A trio for which crosstie is configured, with its tables in all three."""
+    with guard.configured_databases(trio):
+        yield trio
+
+
+@pytest.fixture
+def configured_database(database: TestDatabase) -> Iterator[TestDatabase]:
+    """A database configured as `default`, with crosstie's tables."""
+    with guard.configured_databases(Solo(database)):
+        yield database
+
+
+@pytest.fixture
+def redis_url() -> str:
+    """A Redis server's URL; the keys are shared with other tests, so use names of your own."""
+    return servers.require("redis")
+
+
+@pytest.fixture
+def rabbitmq_url() -> str:
+    """A RabbitMQ server's URL; the queues are shared with other tests, so use names of your own."""
+    return servers.require("rabbitmq")
