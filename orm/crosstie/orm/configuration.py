@@ -1,0 +1,230 @@
+"""One pydantic model for everything that can be configured.
+
+Sources, strongest first: arguments to `ConnectionManager.configure`, `CROSSTIE_*` environment variables (`__` goes one
+level down: `CROSSTIE_CONNECTIONS__DEFAULT__HOST`), `crosstie.toml`, `[tool.crosstie]` of `pyproject.toml`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    PyprojectTomlConfigSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+from crosstie.orm.errors import ConfigurationError
+
+__all__ = [
+    "AuditSettings",
+    "ConnectionSettings",
+    "OutboxSettings",
+    "SagaSettings",
+    "Settings",
+    "load_settings",
+    "nearest",
+]
+
+Driver = Literal["sqlite", "postgresql", "mysql", "mariadb"]
+DEFAULT_PORTS: dict[str, int] = {"postgresql": 5432, "mysql": 3306, "mariadb": 3306}
+_DRIVER_MODULES = {
+    "sqlite": "sqlite+pysqlite",
+    "postgresql": "postgresql+psycopg",
+    "mysql": "mysql+pymysql",
+    "mariadb": "mariadb+pymysql",
+}
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ConnectionSettings(_Section):
+    """How one database is reached; in a mapping, a URL string may stand for the whole of it."""
+
+    driver: Driver
+    database: Annotated[str, Field(min_length=1)]
+    host: str = "localhost"
+    port: Annotated[int, Field(gt=0, lt=65536)] | None = None
+    username: str | None = None
+    password: SecretStr | None = None
+    read_only: bool = False
+    pool_size: Annotated[int, Field(ge=1)] = 5
+    max_overflow: Annotated[int, Field(ge=0)] = 10
+    pool_timeout_s: Annotated[float, Field(gt=0)] = 30.0
+    pool_recycle_s: Annotated[int, Field(gt=0)] = 1800
+    connect_timeout_s: Annotated[int, Field(ge=1)] = 5
+    busy_timeout_s: Annotated[float, Field(gt=0)] = 10.0
+    options: dict[str, str | int | float | bool] = Field(default_factory=dict, repr=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_url(cls, value: object) -> object:
+        if isinstance(value, SecretStr):
+            value = value.get_secret_value()
+        if not isinstance(value, str):
+            return value
+        try:
+            url = make_url(value)
+        except ArgumentError:
+            raise ValueError("expected a URL such as postgresql://user:password@host:5432/name") from None
+        parts: dict[str, Any] = {"driver": url.drivername.partition("+")[0], "database": url.database or ""}
+        parts |= {
+            k: v for k, v in [("host", url.host), ("port", url.port), ("username", url.username)] if v is not None
+        }
+        if url.password is not None:
+            parts["password"] = url.password
+        if url.query:
+            parts["options"] = dict(url.query)
+        return parts
+
+    @model_validator(mode="after")
+    def _sqlite_is_a_file(self) -> ConnectionSettings:
+        if self.driver == "sqlite" and (self.database == ":memory:" or "mode=memory" in self.database):
+            raise ValueError(
+                "an in-memory SQLite database is private to one connection, and a pool has several: name a file"
+            )
+        return self
+
+    def url(self) -> URL:
+        """The SQLAlchemy URL, password included; never log it."""
+        if self.driver == "sqlite":
+            return URL.create(_DRIVER_MODULES["sqlite"], database=str(Path(self.database).expanduser()))
+        return URL.create(
+            _DRIVER_MODULES[self.driver],
+            username=self.username,
+            password=self.password.get_secret_value() if self.password else None,
+            host=self.host,
+            port=self.port or DEFAULT_PORTS[self.driver],
+            database=self.database,
+        )
+
+    def address(self) -> str:
+        """Where the database is, without any secret: for messages."""
+        if self.driver == "sqlite":
+            return f"sqlite file {self.database}"
+        return f"{self.driver} at {self.host}:{self.port or DEFAULT_PORTS[self.driver]}/{self.database}"
+
+
+class SagaSettings(_Section):
+    """Times of the saga protocol; safety rests on none of them."""
+
+    expiry_s: Annotated[float, Field(gt=0)] = 30.0
+    lock_timeout_s: Annotated[int, Field(ge=1)] = 2
+    retention_s: Annotated[float, Field(ge=0)] = 900.0
+    undo_row_limit: Annotated[int, Field(ge=1)] = 10_000
+
+
+class OutboxSettings(_Section):
+    """Lanes and leases of the relay."""
+
+    lanes: Annotated[int, Field(ge=1, le=4096)] = 64
+    sqlite_lanes: Annotated[int, Field(ge=1, le=64)] = 4
+    batch_size: Annotated[int, Field(ge=1, le=10_000)] = 500
+    lease_s: Annotated[float, Field(gt=0)] = 30.0
+
+
+class AuditSettings(_Section):
+    """Scheduled audits: a five-field cron line, UTC, or None for no schedule."""
+
+    schedule: str | None = None
+    chunk_size: Annotated[int, Field(ge=1, le=1_000_000)] = 50_000
+    grace_s: Annotated[float, Field(ge=0)] = 0.0
+
+
+class Settings(BaseSettings):
+    """The whole configuration; `imports` names the modules that define models and subscribers."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="CROSSTIE_",
+        env_nested_delimiter="__",
+        toml_file="crosstie.toml",
+        pyproject_toml_table_header=("tool", "crosstie"),
+        extra="forbid",
+        frozen=True,
+    )
+
+    connections: dict[str, ConnectionSettings] = Field(default_factory=dict)
+    imports: list[str] = Field(default_factory=list)
+    broker_url: SecretStr | None = None
+    sweep_interval_s: Annotated[float, Field(gt=0)] = 1.0
+    saga: SagaSettings = Field(default_factory=SagaSettings)
+    outbox: OutboxSettings = Field(default_factory=OutboxSettings)
+    audit: AuditSettings = Field(default_factory=AuditSettings)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments, then the environment, then files; no dotenv file is read."""
+        return (
+            init_settings,
+            env_settings,
+            TomlConfigSettingsSource(settings_cls),
+            PyprojectTomlConfigSettingsSource(settings_cls),
+        )
+
+
+def load_settings(connections: Mapping[str, Any] | None = None) -> Settings:
+    """Read and validate the configuration; `connections` replaces the connections of every other source.
+
+    Raises ConfigurationError naming each field that is wrong.
+    """
+    try:
+        loaded = Settings()
+        if connections is None:
+            return loaded
+        given = _Connections.model_validate({"connections": dict(connections)})
+    except ValidationError as error:
+        raise ConfigurationError("\n".join(_complaints(error))) from None
+    return loaded.model_copy(update={"connections": given.connections})
+
+
+class _Connections(_Section):
+    connections: dict[str, ConnectionSettings]
+
+
+def nearest(wrong: str, valid: list[str]) -> str:
+    """Return " Did you mean 'x'?" where a valid name is close, else the list of valid names."""
+    close = difflib.get_close_matches(wrong, valid, n=1, cutoff=0.6)
+    if close:
+        return f" Did you mean {close[0]!r}?"
+    return f" Expected one of: {', '.join(sorted(valid))}." if valid else ""
+
+
+def _complaints(error: ValidationError) -> Iterator[str]:
+    for item in error.errors(include_input=True, include_url=False):
+        place = ".".join(str(part) for part in item["loc"])
+        last = str(item["loc"][-1]) if item["loc"] else ""
+        if item["type"] == "extra_forbidden":
+            yield f"{place}: unknown key.{nearest(last, _valid_keys(item['loc']))}"
+        elif item["type"] == "missing":
+            yield f"{place}: this key is required and was not given."
+        else:
+            # A connection's URL is its own input, password included: only short plain fields are echoed.
+            echo = last not in {"password", "options", "broker_url"} and len(item["loc"]) != 2
+            found = f" (found {item['input']!r})" if echo and isinstance(item["input"], str | int | float) else ""
+            yield f"{place}: {item['msg']}{found}."
+
+
+def _valid_keys(location: tuple[int | str, ...]) -> list[str]:
+    sections: dict[str, type[BaseModel]] = {"saga": SagaSettings, "outbox": OutboxSettings, "audit": AuditSettings}
+    if location[0] == "connections" and len(location) > 2:
+        return list(ConnectionSettings.model_fields)
+    if len(location) > 1 and str(location[0]) in sections:
+        return list(sections[str(location[0])].model_fields)
+    return list(Settings.model_fields)

@@ -1,0 +1,191 @@
+"""A configured database: its two engines, and what its dialect can do.
+
+`engine` runs transactions; `autocommit` runs single statements and saves them BEGIN and COMMIT round trips. Both are
+made on first use and never shared with a forked child.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import DBAPIError, DisconnectionError
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from crosstie.orm.configuration import ConnectionSettings
+from crosstie.orm.driver_errors import mapped_errors
+
+__all__ = ["Capabilities", "Database"]
+
+IDLE_BEFORE_PING_S: Final = 1.0
+"""A pooled connection that rested longer than this is pinged before use; a busy pool pays nothing."""
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What differs between dialects, by name."""
+
+    insert_returning: bool
+    update_returning: bool
+    select_for_update: bool
+    deferred_constraints: bool
+    transactional_ddl: bool
+    storage_engines: bool
+    """Tables may live in an engine that cannot roll back (MyISAM, Aria)."""
+    parameter_limit: int
+    """How many bound values one statement may carry."""
+
+
+_CAPABILITIES: Final = {
+    "sqlite": Capabilities(True, True, False, True, True, False, 32_000),
+    "postgresql": Capabilities(True, True, True, True, True, False, 65_000),
+    "mariadb": Capabilities(True, False, True, False, False, True, 65_000),
+    "mysql": Capabilities(False, False, True, False, False, True, 65_000),
+}
+
+
+class Database:
+    """One configured connection name; safe to share between threads."""
+
+    def __init__(self, name: str, settings: ConnectionSettings) -> None:
+        self.name = name
+        self.settings = settings
+        self.kind: str = settings.driver
+        self.capabilities = _CAPABILITIES[settings.driver]
+        self._lock = threading.Lock()
+        self._engine: sa.Engine | None = None
+        self._autocommit: sa.Engine | None = None
+
+    def __repr__(self) -> str:
+        return f"Database({self.name!r}, {self.settings.address()})"
+
+    @property
+    def engine(self) -> sa.Engine:
+        """The engine for transactions."""
+        if self._engine is None:
+            with self._lock:
+                if (engine := self._engine) is None:
+                    engine = self._engine = self._create(autocommit=False)
+            return engine
+        return self._engine
+
+    @property
+    def autocommit(self) -> sa.Engine:
+        """The engine whose statements each commit by themselves."""
+        if self._autocommit is None:
+            with self._lock:
+                if (engine := self._autocommit) is None:
+                    engine = self._autocommit = self._create(autocommit=True)
+            return engine
+        return self._autocommit
+
+    @property
+    def dialect(self) -> sa.Dialect:
+        """The SQLAlchemy dialect; known without a connection."""
+        return self.engine.dialect
+
+    def mapped_errors(self) -> Any:
+        """A context manager that turns driver errors into ours, naming this database."""
+        return mapped_errors(self.name, self.settings.address())
+
+    def ping(self) -> float:
+        """Ask the database a trivial question on a fresh or tested connection; returns the seconds that it took.
+
+        Raises DatabaseUnavailable.
+        """
+        start = time.perf_counter()
+        with self.mapped_errors(), self.autocommit.connect() as connection:
+            connection.execute(sa.select(1)).scalar_one()
+        return time.perf_counter() - start
+
+    def dispose(self, *, close: bool = True) -> None:
+        """Close pooled connections; `close=False` in a forked child, whose parent still owns the sockets."""
+        for engine in (self._engine, self._autocommit):
+            if engine is not None:
+                engine.dispose(close=close)
+        if not close:
+            self._lock = threading.Lock()
+            self._engine = self._autocommit = None
+
+    def _create(self, *, autocommit: bool) -> sa.Engine:
+        settings = self.settings
+        arguments: dict[str, Any] = {
+            "pool_size": settings.pool_size,
+            "max_overflow": settings.max_overflow,
+            "pool_timeout": settings.pool_timeout_s,
+            "pool_recycle": settings.pool_recycle_s,
+            "poolclass": sa.pool.QueuePool,
+            "hide_parameters": True,
+            "connect_args": _connect_arguments(settings),
+        }
+        if settings.driver != "sqlite":
+            # One default everywhere: MySQL's own, REPEATABLE READ, takes gap locks and reads old snapshots.
+            arguments["isolation_level"] = "AUTOCOMMIT" if autocommit else "READ COMMITTED"
+        engine = sa.create_engine(settings.url(), **arguments)
+        if settings.driver == "sqlite":
+            _prepare_sqlite(engine, settings, autocommit=autocommit)
+        _ping_idle_connections(engine)
+        return engine
+
+
+def _connect_arguments(settings: ConnectionSettings) -> dict[str, Any]:
+    if settings.driver == "sqlite":
+        return {"check_same_thread": False, "timeout": settings.busy_timeout_s, **settings.options}
+    if settings.driver == "postgresql":
+        defaults: dict[str, Any] = {"connect_timeout": settings.connect_timeout_s, "options": "-c timezone=UTC"}
+    else:
+        defaults = {
+            "connect_timeout": settings.connect_timeout_s,
+            "charset": "utf8mb4",
+            "init_command": "SET time_zone = '+00:00'",
+        }
+    return defaults | settings.options
+
+
+def _prepare_sqlite(engine: sa.Engine, settings: ConnectionSettings, *, autocommit: bool) -> None:
+    def connected(dbapi_connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
+        # sqlite3's own transaction handling begins late and never for SELECT; BEGIN IMMEDIATE below replaces it.
+        dbapi_connection.isolation_level = None
+        cursor = dbapi_connection.cursor()
+        cursor.execute(f"PRAGMA busy_timeout = {int(settings.busy_timeout_s * 1000)}")
+        if cursor.execute("PRAGMA journal_mode").fetchone()[0] != "wal" and not settings.read_only:
+            cursor.execute("PRAGMA journal_mode = WAL")
+        cursor.execute("PRAGMA foreign_keys = ON")
+        cursor.execute("PRAGMA synchronous = FULL")
+        cursor.close()
+
+    def begun(connection: sa.Connection) -> None:
+        # A deferred transaction that reads first and writes later fails at once with SQLITE_BUSY where another wrote.
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    event.listen(engine, "connect", connected)
+    if not autocommit:
+        event.listen(engine, "begin", begun)
+
+
+def _ping_idle_connections(engine: sa.Engine) -> None:
+    dialect = engine.dialect
+
+    def returned(_: DBAPIConnection | None, entry: ConnectionPoolEntry) -> None:
+        entry.info["crosstie.idle_since"] = time.monotonic()
+
+    def taken(dbapi_connection: DBAPIConnection, entry: ConnectionPoolEntry, _: Any) -> None:
+        since = entry.info.get("crosstie.idle_since")
+        if since is None or time.monotonic() - since < IDLE_BEFORE_PING_S:
+            return
+        try:
+            alive = dialect.do_ping(dbapi_connection)
+        except DBAPIError:
+            alive = False
+        except dialect.loaded_dbapi.Error:
+            alive = False
+        if not alive:
+            raise DisconnectionError("the connection died while it rested in the pool")
+
+    event.listen(engine, "checkin", returned)
+    event.listen(engine, "checkout", taken)

@@ -1,0 +1,313 @@
+"""The open local transactions of a thread, at most one per database.
+
+Each thread has its own; nothing is shared. Lists that a savepoint must take back (events to publish, the undo log,
+saved objects) are *ledgers* of the transaction: a rolled-back savepoint cuts every ledger to the length that it had.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import MappingProxyType
+from typing import Any, Protocol
+
+import sqlalchemy as sa
+from sqlalchemy import event
+
+from crosstie.orm.commit import commit_verified
+from crosstie.orm.connection import ConnectionManager
+from crosstie.orm.database import Database
+from crosstie.orm.driver_errors import classify, driver_exception, mapped_errors
+from crosstie.orm.errors import CrossDatabaseWriteWarning, DatabaseUnavailable, TransactionPoisoned
+from crosstie.orm.recorder import WriteRecorder
+
+__all__ = [
+    "LocalTransaction",
+    "UnitOfWork",
+    "active_unit",
+    "current",
+    "open_transactions",
+    "set_active_unit",
+    "statement_connection",
+    "transaction",
+]
+
+logger = logging.getLogger(__name__)
+
+
+class UnitOfWork(Protocol):
+    """What opens a thread's local transactions and ends them together: a saga block."""
+
+    def transaction(self, database: str) -> LocalTransaction:
+        """The unit's open transaction on this database, opened now if there is none."""
+
+
+class _ThreadState(threading.local):
+    def __init__(self) -> None:
+        self.open: dict[str, LocalTransaction] = {}
+        self.unit: UnitOfWork | None = None
+
+
+_state = _ThreadState()
+
+
+def _forget_after_fork() -> None:
+    # The parent goes on using these connections; the child must not touch their sockets.
+    _state.open = {}
+    _state.unit = None
+
+
+os.register_at_fork(after_in_child=_forget_after_fork)
+
+
+class LocalTransaction:
+    """One open transaction on one database, owned by the thread that opened it.
+
+    Raises DatabaseUnavailable where no connection can be had.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self.recorder: WriteRecorder | None = None
+        self.written = False
+        self.ledgers: dict[str, list[Any]] = {}
+        self.depth = 0
+        self._poison: BaseException | None = None
+        self._poison_is_final = False
+        with self.mapped_errors():
+            self.connection = database.engine.connect()
+            try:
+                self._root = self.connection.begin()
+            except BaseException:
+                self.connection.close()
+                raise
+        _state.open[database.name] = self
+
+    def __repr__(self) -> str:
+        return f"LocalTransaction({self.database.name!r}, written={self.written}, poisoned={self.poisoned})"
+
+    def mapped_errors(self) -> Any:
+        """A context manager that turns driver errors into ours, naming this database."""
+        return mapped_errors(self.database.name, self.database.settings.address())
+
+    # -- state ---------------------------------------------------------------------------------------------
+
+    @property
+    def poisoned(self) -> bool:
+        """A statement failed and nothing has taken it back: this transaction can only roll back."""
+        return self._poison is not None
+
+    @property
+    def poison(self) -> BaseException | None:
+        """The error that poisoned the transaction."""
+        return self._poison
+
+    def note_error(self, error: BaseException) -> None:
+        """Remember a failed statement; swallowing its exception does not make the transaction whole again."""
+        failure = classify(error)
+        if failure is None:
+            return
+        self._poison = self._poison or error
+        # PostgreSQL takes any error back with the savepoint; elsewhere a deadlock has ended savepoints and all.
+        survives = self.database.kind == "postgresql" or not failure.ends_transaction
+        if not survives or failure.error is DatabaseUnavailable:
+            self._poison_is_final = True
+
+    def require_healthy(self) -> None:
+        """Raise TransactionPoisoned if a statement has failed in this transaction."""
+        if self._poison is not None:
+            raise TransactionPoisoned(
+                f"database {self.database.name!r}: a statement failed in this transaction "
+                f"({driver_exception(self._poison)}), and its error was swallowed. It can only roll back; let the exception leave the block, or wrap the "
+                "statement that may fail in a nested transaction."
+            ) from self._poison
+
+    def mark_written(self) -> None:
+        """Say that a write is about to run here."""
+        self.written = True
+
+    # -- ledgers and hooks ----------------------------------------------------------------------------------
+
+    def ledger(self, name: str) -> list[Any]:
+        """The list of this name; append to it, and rolled-back savepoints will cut it back."""
+        return self.ledgers.setdefault(name, [])
+
+    def before_commit(self, hook: Callable[[LocalTransaction], None]) -> None:
+        """Run `hook` inside the transaction, just before it commits; an exception rolls everything back."""
+        self.ledger("before_commit").append(hook)
+
+    def after_commit(self, hook: Callable[[], None]) -> None:
+        """Run `hook` once the commit is durable; it cannot undo anything, so an exception in it is logged."""
+        self.ledger("after_commit").append(hook)
+
+    def on_rollback(self, hook: Callable[[], None]) -> None:
+        """Run `hook` if this part of the transaction is rolled back: restore objects in memory."""
+        self.ledger("on_rollback").append(hook)
+
+    # -- ends -----------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def savepoint(self) -> Iterator[LocalTransaction]:
+        """A nested transaction: an exception takes back what happened inside and goes on."""
+        self.require_healthy()
+        lengths = {name: len(entries) for name, entries in self.ledgers.items()}
+        with self.mapped_errors():
+            nested = self.connection.begin_nested()
+        self.depth += 1
+        try:
+            yield self
+            self.require_healthy()
+            with self.mapped_errors():
+                nested.commit()
+        except BaseException:
+            self._roll_back_to(nested, lengths)
+            raise
+        finally:
+            self.depth -= 1
+
+    def _roll_back_to(self, nested: sa.NestedTransaction, lengths: Mapping[str, int]) -> None:
+        poisoned_for_good = self._poison_is_final
+        try:
+            if nested.is_active or not poisoned_for_good:
+                nested.rollback()
+        except sa.exc.SQLAlchemyError as error:
+            # MySQL has no such savepoint once a deadlock has ended the transaction.
+            self._poison = self._poison or error
+            self._poison_is_final = poisoned_for_good = True
+        if not poisoned_for_good:
+            self._poison = None
+        self._run_restorers(from_length=lengths.get("on_rollback", 0))
+        for name, entries in self.ledgers.items():
+            del entries[lengths.get(name, 0) :]
+
+    def run_before_commit(self) -> None:
+        """Run the hooks that write into this transaction; each runs once."""
+        hooks = self.ledger("before_commit")
+        while hooks:
+            hooks.pop(0)(self)
+
+    def commit(self) -> None:
+        """Commit and believe it only when the database said so.
+
+        Raises TransactionPoisoned, CommitInDoubt, or what the database answered; after any of them but
+        CommitInDoubt the transaction is known to be rolled back.
+        """
+        try:
+            self.run_before_commit()
+            self.require_healthy()
+            commit_verified(self.database, self.connection, written=self.written)
+        except BaseException:
+            self.rollback()
+            raise
+        self._close(self._root.commit)
+        for hook in self.ledger("after_commit"):
+            try:
+                hook()
+            except Exception:
+                logger.exception("a hook failed after database %r had committed; the commit stands", self.database.name)
+
+    def rollback(self) -> None:
+        """Roll back, whatever state the connection is in; never raises for a connection that is already dead."""
+        self._close(self._root.rollback)
+        self._run_restorers(from_length=0)
+
+    def _run_restorers(self, *, from_length: int) -> None:
+        restorers = self.ledger("on_rollback")
+        for restore in reversed(restorers[from_length:]):
+            restore()
+
+    def _close(self, end: Callable[[], None]) -> None:
+        _state.open.pop(self.database.name, None)
+        try:
+            end()
+        except sa.exc.SQLAlchemyError as error:
+            logger.debug(
+                "ending the transaction on %r failed, its connection is discarded: %s", self.database.name, error
+            )
+            self.connection.invalidate()
+        finally:
+            self.connection.close()
+
+
+def _notice_error(context: sa.engine.ExceptionContext) -> None:
+    for tx in _state.open.values():
+        if tx.connection is context.connection:
+            tx.note_error(context.sqlalchemy_exception or context.original_exception)
+
+
+event.listen(sa.Engine, "handle_error", _notice_error)
+
+
+def current(name: str) -> LocalTransaction | None:
+    """The thread's open transaction on this database, or None."""
+    return _state.open.get(name)
+
+
+def open_transactions() -> Mapping[str, LocalTransaction]:
+    """The thread's open transactions by database name, in the order in which they were opened."""
+    return MappingProxyType(_state.open)
+
+
+def active_unit() -> UnitOfWork | None:
+    """The saga block that the thread is inside of, if any."""
+    return _state.unit
+
+
+def set_active_unit(unit: UnitOfWork | None) -> None:
+    """Make `unit` open the thread's transactions from now on; None ends it."""
+    _state.unit = unit
+
+
+@contextmanager
+def transaction(name: str) -> Iterator[LocalTransaction]:
+    """Run a block in one transaction of this database; nested, in a savepoint of it.
+
+    Raises UnknownConnection, DatabaseUnavailable, and what `LocalTransaction.commit` raises.
+    """
+    outer = _state.open.get(name)
+    if outer is None and _state.unit is not None:
+        outer = _state.unit.transaction(name)
+    if outer is not None:
+        with outer.savepoint():
+            yield outer
+        return
+    tx = LocalTransaction(ConnectionManager.get(name))
+    try:
+        yield tx
+    except BaseException:
+        tx.rollback()
+        raise
+    tx.commit()
+
+
+@contextmanager
+def statement_connection(name: str, *, write: bool) -> Iterator[sa.Connection]:
+    """The connection on which a single statement of the ORM runs.
+
+    Inside a transaction or a saga it is theirs; outside it commits by itself.
+    """
+    tx = _state.open.get(name)
+    if tx is None and _state.unit is not None:
+        tx = _state.unit.transaction(name)
+    if tx is not None:
+        tx.require_healthy()
+        if write:
+            tx.mark_written()
+        with tx.mapped_errors():
+            yield tx.connection
+        return
+    if write and _state.open:
+        others = ", ".join(repr(other) for other in _state.open)
+        warnings.warn(
+            f"a write to {name!r} inside a transaction of {others} commits by itself and is not taken back when that "
+            "transaction rolls back. Wrap both in `with saga(...)`.",
+            CrossDatabaseWriteWarning,
+            stacklevel=4,
+        )
+    database = ConnectionManager.get(name)
+    with database.mapped_errors(), database.autocommit.connect() as connection:
+        yield connection

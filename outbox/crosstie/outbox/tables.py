@@ -1,0 +1,224 @@
+"""crosstie's own tables, one description for every database.
+
+Times are BIGINT milliseconds of the database's own clock. `participant`, `route` and other names come from the
+configuration; they are short ASCII and compared byte by byte.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import mysql
+from sqlalchemy.schema import CreateIndex, CreateTable, DropTable
+
+from crosstie.orm.clock import now_ms
+from crosstie.orm.database import Database
+
+__all__ = [
+    "METADATA",
+    "audit_run",
+    "create_tables",
+    "drop_tables",
+    "finding",
+    "has_tables",
+    "inbox",
+    "lane",
+    "outbox",
+    "route",
+    "saga",
+    "tick",
+]
+
+_MYSQL: Final[dict[str, Any]] = {
+    f"{dialect}_{option}": value
+    for dialect in ("mysql", "mariadb")
+    for option, value in (("engine", "InnoDB"), ("charset", "utf8mb4"), ("collate", "utf8mb4_bin"))
+}
+METADATA: Final = sa.MetaData()
+
+LongText: Final = sa.Text().with_variant(mysql.LONGTEXT(), "mysql", "mariadb")
+Name: Final = sa.String(120)
+
+
+def _state_check(column: str, *states: str, name: str) -> sa.CheckConstraint:
+    return sa.CheckConstraint(sa.column(column).in_([sa.literal_column(f"'{state}'") for state in states]), name=name)
+
+
+saga: Final = sa.Table(
+    "crosstie_saga",
+    METADATA,
+    # The key is a write-once register: the first committed insert wins, and all safety of the protocol rests on it.
+    sa.Column("saga_id", sa.String(36), primary_key=True),
+    sa.Column("step", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("participant", Name, primary_key=True),
+    sa.Column("role", sa.String(8), nullable=False),
+    sa.Column("state", sa.String(12), nullable=False),
+    sa.Column("name", sa.String(200), nullable=False),
+    sa.Column("home", Name, nullable=False),
+    sa.Column("participants", LongText, nullable=False),
+    sa.Column("undo", LongText, nullable=False),
+    sa.Column("created_at_ms", sa.BigInteger, nullable=False, default=now_ms()),
+    sa.Column("updated_at_ms", sa.BigInteger, nullable=False, default=now_ms()),
+    sa.Column("expires_at_ms", sa.BigInteger, nullable=False),
+    sa.Column("next_at_ms", sa.BigInteger, nullable=False, default=0),
+    sa.Column("attempts", sa.Integer, nullable=False, default=0),
+    sa.Column("quarantine", LongText),
+    _state_check("role", "home", "branch", name="crosstie_saga_role"),
+    sa.CheckConstraint(
+        "(role = 'home' AND state IN ('committed', 'aborted', 'finished'))"
+        " OR (role = 'branch' AND state IN ('applied', 'refused', 'undone', 'done'))",
+        name="crosstie_saga_state",
+    ),
+    sa.Index("crosstie_saga_due", "state", "expires_at_ms"),
+    **_MYSQL,
+)
+
+
+def _event_columns() -> list[sa.Column[Any]]:
+    return [
+        sa.Column("uid", sa.String(36), nullable=False),
+        sa.Column("key", sa.String(190), nullable=False),
+        sa.Column("version", sa.BigInteger),
+        sa.Column("operation", sa.String(12), nullable=False, default="event"),
+        sa.Column("type", sa.String(200), nullable=False),
+        sa.Column("schema_version", sa.Integer, nullable=False, default=1),
+        sa.Column("payload", LongText, nullable=False),
+        sa.Column("headers", LongText, nullable=False),
+        sa.Column("saga_id", sa.String(36)),
+        sa.Column("created_at_ms", sa.BigInteger, nullable=False, default=now_ms()),
+    ]
+
+
+outbox: Final = sa.Table(
+    "crosstie_outbox",
+    METADATA,
+    sa.Column("route", Name, nullable=False),
+    sa.Column("lane", sa.Integer, nullable=False, autoincrement=False),
+    sa.Column("id", sa.BigInteger, sa.Identity(cache=1), nullable=False, autoincrement=True),
+    *_event_columns(),
+    sa.PrimaryKeyConstraint("route", "lane", "id"),
+    **_MYSQL,
+)
+_SQLITE_OUTBOX: Final = sa.Table(
+    # SQLite numbers rows only through INTEGER PRIMARY KEY, so the order of a lane is an index there.
+    "crosstie_outbox",
+    sa.MetaData(),
+    sa.Column("route", Name, nullable=False),
+    sa.Column("lane", sa.Integer, nullable=False),
+    sa.Column("id", sa.Integer, primary_key=True),
+    *_event_columns(),
+    sa.Index("crosstie_outbox_lane", "route", "lane", "id"),
+    sqlite_autoincrement=True,
+)
+
+lane: Final = sa.Table(
+    "crosstie_lane",
+    METADATA,
+    sa.Column("route", Name, primary_key=True),
+    sa.Column("lane", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("epoch", sa.BigInteger, nullable=False, default=0),
+    sa.Column("owner", sa.String(120), nullable=False, default=""),
+    sa.Column("lease_until_ms", sa.BigInteger, nullable=False, default=0),
+    sa.Column("ready_at_ms", sa.BigInteger, nullable=False, default=0),
+    sa.Column("failures", sa.Integer, nullable=False, default=0),
+    sa.Column("last_error", LongText),
+    **_MYSQL,
+    postgresql_with={"fillfactor": 50},
+)
+
+route: Final = sa.Table(
+    "crosstie_route",
+    METADATA,
+    sa.Column("route", Name, primary_key=True),
+    sa.Column("event_type", sa.String(200), primary_key=True),
+    sa.Column("lanes", sa.Integer, nullable=False),
+    **_MYSQL,
+)
+
+inbox: Final = sa.Table(
+    "crosstie_inbox",
+    METADATA,
+    sa.Column("source", Name, primary_key=True),
+    sa.Column("route", Name, primary_key=True),
+    sa.Column("lane", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("epoch", sa.BigInteger, nullable=False, default=0),
+    sa.Column("ids", LongText, nullable=False),
+    **_MYSQL,
+)
+
+tick: Final = sa.Table(
+    "crosstie_tick",
+    METADATA,
+    sa.Column("name", sa.String(120), primary_key=True),
+    sa.Column("slot", sa.BigInteger, nullable=False, default=-1),
+    sa.Column("epoch", sa.BigInteger, nullable=False, default=0),
+    sa.Column("owner", sa.String(120), nullable=False, default=""),
+    sa.Column("lease_until_ms", sa.BigInteger, nullable=False, default=0),
+    sa.Column("done_slot", sa.BigInteger, nullable=False, default=-1),
+    **_MYSQL,
+)
+
+audit_run: Final = sa.Table(
+    "crosstie_audit_run",
+    METADATA,
+    sa.Column("run_id", sa.String(36), primary_key=True),
+    sa.Column("reference", sa.String(400), primary_key=True),
+    sa.Column("state", sa.String(12), nullable=False),
+    sa.Column("started_at_ms", sa.BigInteger, nullable=False, default=now_ms()),
+    sa.Column("finished_at_ms", sa.BigInteger),
+    sa.Column("rows_checked", sa.BigInteger, nullable=False, default=0),
+    sa.Column("findings", sa.BigInteger, nullable=False, default=0),
+    sa.Column("detail", LongText),
+    _state_check("state", "running", "ok", "findings", "incomplete", name="crosstie_audit_run_state"),
+    **_MYSQL,
+)
+
+finding: Final = sa.Table(
+    "crosstie_finding",
+    METADATA,
+    sa.Column("run_id", sa.String(36), primary_key=True),
+    sa.Column("reference", sa.String(400), primary_key=True),
+    sa.Column("child_key", sa.String(190), primary_key=True),
+    sa.Column("parent_key", sa.String(400), nullable=False),
+    sa.Column("kind", sa.String(20), nullable=False, default="orphan"),
+    sa.Column("found_at_ms", sa.BigInteger, nullable=False, default=now_ms()),
+    **_MYSQL,
+)
+
+
+def _tables(database: Database) -> list[sa.Table]:
+    if database.kind == "sqlite":
+        return [_SQLITE_OUTBOX if table is outbox else table for table in METADATA.sorted_tables]
+    return METADATA.sorted_tables
+
+
+def create_tables(database: Database) -> list[str]:
+    """Create the tables that are missing; returns their names. Safe to repeat, and for several processes at once."""
+    with database.mapped_errors(), database.engine.begin() as connection:
+        existing = set(sa.inspect(connection).get_table_names())
+        missing = [table for table in _tables(database) if table.name not in existing]
+        for table in missing:
+            connection.execute(CreateTable(table, if_not_exists=True))
+            for index in sorted(table.indexes, key=lambda one: one.name or ""):
+                connection.execute(CreateIndex(index, if_not_exists=database.kind != "mysql"))
+        if database.kind == "postgresql" and outbox.name in {table.name for table in missing}:
+            # Every row of the outbox is deleted within seconds: the default thresholds would let dead rows pile up.
+            connection.exec_driver_sql(
+                "ALTER TABLE crosstie_outbox SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000,"
+                " autovacuum_vacuum_cost_delay = 0)"
+            )
+    return [table.name for table in missing]
+
+
+def drop_tables(database: Database) -> None:
+    """Drop crosstie's tables and all that is in them."""
+    with database.mapped_errors(), database.engine.begin() as connection:
+        for table in reversed(_tables(database)):
+            connection.execute(DropTable(table, if_exists=True))
+
+
+def has_tables(database: Database) -> bool:
+    """Whether `create_tables` has run here. Raises DatabaseUnavailable."""
+    with database.mapped_errors(), database.autocommit.connect() as connection:
+        return sa.inspect(connection).has_table(saga.name)
