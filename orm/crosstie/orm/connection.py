@@ -29,8 +29,8 @@ class ConnectionManager:
         """Validate and install the configuration, replacing and closing what was there.
 
         `connections` maps a name to a mapping (`driver`, `database`, `host`, `port`, `username`, `password`, …) or
-        to a URL; without it, the environment and `crosstie.toml` are read. Raises ConfigurationError naming each wrong field;
-        then the former configuration stays in force.
+        to a URL; without it, the environment and `crosstie.toml` are read. Raises ConfigurationError naming each
+        wrong field; then the former configuration stays in force.
         """
         settings = load_settings(connections)
         with cls._lock:

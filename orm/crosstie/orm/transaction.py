@@ -122,8 +122,8 @@ class LocalTransaction:
         if self._poison is not None:
             raise TransactionPoisoned(
                 f"database {self.database.name!r}: a statement failed in this transaction "
-                f"({driver_exception(self._poison)}), and its error was swallowed. It can only roll back; let the exception leave the block, or wrap the "
-                "statement that may fail in a nested transaction."
+                f"({driver_exception(self._poison)}), and its error was swallowed. It can only roll back; let the "
+                "exception leave the block, or wrap the statement that may fail in a nested transaction."
             ) from self._poison
 
     def mark_written(self) -> None:

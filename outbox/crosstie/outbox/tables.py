@@ -98,6 +98,8 @@ outbox: Final = sa.Table(
     sa.Column("id", sa.BigInteger, sa.Identity(cache=1), nullable=False, autoincrement=True),
     *_event_columns(),
     sa.PrimaryKeyConstraint("route", "lane", "id"),
+    # InnoDB clusters by the key above and asks for an index that begins with the numbered column.
+    sa.UniqueConstraint("id", name="crosstie_outbox_id").ddl_if(dialect=("mysql", "mariadb")),
     **_MYSQL,
 )
 _SQLITE_OUTBOX: Final = sa.Table(
@@ -203,10 +205,10 @@ def create_tables(database: Database) -> list[str]:
             for index in sorted(table.indexes, key=lambda one: one.name or ""):
                 connection.execute(CreateIndex(index, if_not_exists=database.kind != "mysql"))
         if database.kind == "postgresql" and outbox.name in {table.name for table in missing}:
-            # Every row of the outbox is deleted within seconds: the default thresholds would let dead rows pile up.
+            # Every row of the outbox is deleted within seconds: by the default thresholds dead rows would pile up.
             connection.exec_driver_sql(
-                "ALTER TABLE crosstie_outbox SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000,"
-                " autovacuum_vacuum_cost_delay = 0)"
+                "ALTER TABLE crosstie_outbox SET (autovacuum_vacuum_scale_factor = 0,"
+                " autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_cost_delay = 0)"
             )
     return [table.name for table in missing]
 
