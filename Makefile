@@ -15,7 +15,7 @@ $(DEV): EXTRAS := dev
 		echo "crosstie needs Python 3.11 or newer, and '$(PYTHON)' is $$($(PYTHON) -V 2>&1)." \
 			"Name a newer one: make PYTHON=python3.12 ..." >&2; exit 1; }
 	@echo "installing crosstie[$(EXTRAS)] into .venv"
-	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$(EXTRAS)]'
 	@touch $@
 
