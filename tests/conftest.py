@@ -5,7 +5,7 @@ What they are made of is the package `bench`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
@@ -14,6 +14,8 @@ import pytest
 
 from bench import guard, leftovers, servers
 from bench.databases import KINDS, DatabaseKind, Pair, Solo, TestDatabase, Trio, fresh_database
+from bench.processes import Child, Spawner
+from bench.proxy import Proxy
 
 PAIRS: Final[list[tuple[DatabaseKind, DatabaseKind]]] = [
     *((first, second) for first in KINDS for second in KINDS if first != second),
@@ -24,6 +26,7 @@ CRASH_PAIRS: Final[list[tuple[DatabaseKind, DatabaseKind]]] = [
     ("postgresql", "mariadb"),
     ("mariadb", "postgresql"),
 ]
+CHILDREN: Final = pytest.StashKey[list[Child]]()
 TRIOS: Final = [KINDS[turn:] + KINDS[:turn] for turn in range(3)]
 
 
@@ -31,6 +34,16 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     """Drop what dead earlier runs left on the servers; under xdist once, before the workers start."""
     if not hasattr(session.config, "workerinput"):
         leftovers.drop_leftovers()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show what the child processes of a failed test have written."""
+    report = yield
+    if report.failed:
+        for child in item.stash.get(CHILDREN, []):
+            report.sections.append((f"output of {child!r}", child.output))
+    return report
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -114,6 +127,24 @@ def configured_database(database: TestDatabase) -> Iterator[TestDatabase]:
     """A database configured as `default`, with crosstie's tables."""
     with guard.configured_databases(Solo(database)):
         yield database
+
+
+@pytest.fixture
+def proxy_to() -> Iterator[Callable[[TestDatabase], Proxy]]:
+    """Call it with a database for a proxy before that database's server; closed after the test."""
+    with ExitStack() as stack:
+        yield lambda database: stack.enter_context(Proxy(database.direct["host"], database.direct["port"]))
+
+
+@pytest.fixture
+def spawn(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Spawner]:
+    """Starts child processes of the test; they are killed with it, and shown where it fails."""
+    spawner = Spawner(tmp_path)
+    request.node.stash[CHILDREN] = spawner.children
+    try:
+        yield spawner
+    finally:
+        spawner.close()
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
@@ -130,6 +131,11 @@ class DatabaseSet:
     def configuration(self) -> dict[str, dict[str, Any]]:
         """What `ConnectionManager.configure` takes."""
         return {name: database.config for name, database in self.by_name.items()}
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The same for a child process."""
+        return {"CROSSTIE_CONNECTIONS": json.dumps(self.configuration)}
 
 
 @dataclass(frozen=True)

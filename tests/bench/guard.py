@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from bench import proxy
 from bench.databases import DatabaseSet
 
 __all__ = ["configured_databases", "left_behind", "release"]
@@ -18,6 +19,7 @@ __all__ = ["configured_databases", "left_behind", "release"]
 def left_behind() -> list[str]:
     """Take back what the test left open, close all pools, and say what it was."""
     complaints: list[str] = []
+    proxy.close_all()  # first: what is taken back below may be connected through one that is deaf
     transactions: Any = sys.modules.get("crosstie.orm.transaction")
     if transactions is not None:
         for name, tx in list(transactions.open_transactions().items()):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 import pytest
-from sqlalchemy.engine import URL, make_url
+from sqlalchemy.engine import make_url
 
 __all__ = [
     "MISSING",
@@ -87,9 +87,7 @@ def require(kind: ServerKind) -> str:
 
 def untested(skip_reasons: Iterable[str]) -> list[str]:
     """One loud line for each missing server: how many tests did not run for want of it."""
-    missing = Counter(
-        reason.partition(MISSING)[2].strip() for reason in skip_reasons if MISSING in reason.partition("\n")[0]
-    )
+    missing = Counter(reason.partition(MISSING)[2].strip() for reason in skip_reasons if MISSING in reason)
     return [f"NOT TESTED: {count} tests need {what}" for what, count in sorted(missing.items())]
 
 
@@ -113,7 +111,7 @@ def _postgresql(url: str) -> None:
 def _mariadb(url: str) -> None:
     import pymysql
 
-    where: URL = make_url(url)
+    where = make_url(url)
     pymysql.connect(
         host=where.host or "127.0.0.1",
         port=where.port or 3306,
@@ -121,6 +119,7 @@ def _mariadb(url: str) -> None:
         password=where.password or "",
         connect_timeout=PROBE_TIMEOUT_S,
         read_timeout=PROBE_TIMEOUT_S,
+        ssl_disabled=True,
     ).close()
 
 
@@ -132,10 +131,20 @@ def _redis(url: str) -> None:
 
 
 def _rabbitmq(url: str) -> None:
-    import kombu
+    import amqp  # kombu would try again and again
+    from kombu.utils.url import parse_url
 
-    with kombu.Connection(url, connect_timeout=PROBE_TIMEOUT_S) as connection:
-        connection.connect()
+    where = parse_url(url)
+    with amqp.Connection(
+        host=f"{where['hostname']}:{where['port'] or 5672}",
+        userid=where["userid"],
+        password=where["password"],
+        virtual_host=where["virtual_host"] or "/",
+        connect_timeout=PROBE_TIMEOUT_S,
+        read_timeout=PROBE_TIMEOUT_S,
+        write_timeout=PROBE_TIMEOUT_S,
+    ):
+        pass
 
 
 PROBES: Final[Mapping[ServerKind, Callable[[str], None]]] = {
