@@ -22,7 +22,7 @@ TESTS: Final = Path(__file__).resolve().parents[1]
 LAUNCHER: Final = Path(__file__).with_name("launch.py")
 START_TIMEOUT_S: Final = 30.0
 EXIT_TIMEOUT_S: Final = 30.0
-DRAIN_TIMEOUT_S: Final = 5.0
+DRAIN_TIMEOUT_S: Final = 1.0
 
 
 def child_environment(additions: Mapping[str, str]) -> dict[str, str]:

@@ -88,7 +88,7 @@ def require(kind: ServerKind) -> str:
 def untested(skip_reasons: Iterable[str]) -> list[str]:
     """One loud line for each missing server: how many tests did not run for want of it."""
     missing = Counter(reason.partition(MISSING)[2].strip() for reason in skip_reasons if MISSING in reason)
-    return [f"NOT TESTED: {count} tests need {what}" for what, count in sorted(missing.items())]
+    return [f"NOT TESTED ({count} skipped): {what}" for what, count in sorted(missing.items())]
 
 
 def _failure(look: Callable[[str], None], url: str) -> str | None:
