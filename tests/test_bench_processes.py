@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import signal
 from pathlib import Path
 
@@ -141,6 +143,16 @@ def test_children_leave_no_file_open() -> None:
     with Child(["-c", "print('done')"]) as child:
         child.wait_ok()
     assert set(Path("/proc/self/fd").iterdir()) == before
+
+
+def test_a_failed_test_shows_what_its_children_wrote(tmp_path: Path) -> None:
+    """The report carries their output: in CI nobody can look anywhere else."""
+    failing = tmp_path / "test_failing.py"
+    failing.write_text("def test_it(spawn):\n    spawn.code('print(6 * 7)', name='sum').wait()\n    assert False\n")
+    command: list[str | Path] = ["-m", "pytest", "-p", "conftest", "-p", "no:cacheprovider", "-c", os.devnull, failing]
+    with Child(command, folder=tmp_path) as run:
+        assert run.wait() == 1
+    assert re.search(r"output of <Child 'sum' pid \d+>[ -]+\n42\n", run.output), run.output
 
 
 def test_a_worker_is_ready_once_made_and_stops_when_asked(spawn: Spawner) -> None:
