@@ -29,8 +29,8 @@ def in_transaction(database: Database, raw: Any) -> bool:
     return bool(raw.server_status & _SERVER_STATUS_IN_TRANS)
 
 
-def commit_verified(database: Database, connection: sa.Connection, *, written: bool) -> None:
-    """Commit the connection's transaction.
+def commit_verified(database: Database, connection: sa.Connection, root: sa.Transaction, *, written: bool) -> None:
+    """Commit `root`, the connection's transaction.
 
     Raises TransactionPoisoned where the database holds no healthy transaction any more (nothing is committed),
     CommitInDoubt where the answer to COMMIT was lost, and the mapped error where the database refused.
@@ -42,14 +42,13 @@ def commit_verified(database: Database, connection: sa.Connection, *, written: b
             f"database {database.name!r}: expected an open transaction at COMMIT and found none: the server had "
             "ended it after an error. Nothing was committed; run the whole block again."
         )
+    tag = "COMMIT"
     try:
         if database.kind == "postgresql":
             with raw.cursor() as cursor:  # type: ignore[union-attr]
                 cursor.execute("COMMIT")
                 tag = cursor.statusmessage
-        else:
-            raw.commit()  # type: ignore[union-attr]
-            tag = "COMMIT"
+        root.commit()  # after the COMMIT above this sends nothing
     except Exception as error:
         failure = classify(error)
         if failure is None:

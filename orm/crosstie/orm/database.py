@@ -33,7 +33,8 @@ class Capabilities:
     insert_returning: bool
     update_returning: bool
     select_for_update: bool
-    deferred_constraints: bool
+    force_constraints: bool
+    """SET CONSTRAINTS ALL IMMEDIATE checks deferred constraints before COMMIT does."""
     transactional_ddl: bool
     storage_engines: bool
     """Tables may live in an engine that cannot roll back (MyISAM, Aria)."""
@@ -42,7 +43,7 @@ class Capabilities:
 
 
 _CAPABILITIES: Final = {
-    "sqlite": Capabilities(True, True, False, True, True, False, 32_000),
+    "sqlite": Capabilities(True, True, False, False, True, False, 32_000),
     "postgresql": Capabilities(True, True, True, True, True, False, 65_000),
     "mariadb": Capabilities(True, False, True, False, False, True, 65_000),
     "mysql": Capabilities(False, False, True, False, False, True, 65_000),

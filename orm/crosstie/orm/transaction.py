@@ -10,7 +10,7 @@ import logging
 import os
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -30,7 +30,9 @@ __all__ = [
     "UnitOfWork",
     "active_unit",
     "current",
+    "detached_transaction",
     "open_transactions",
+    "run_after_commit",
     "set_active_unit",
     "statement_connection",
     "transaction",
@@ -67,17 +69,20 @@ os.register_at_fork(after_in_child=_forget_after_fork)
 class LocalTransaction:
     """One open transaction on one database, owned by the thread that opened it.
 
-    Raises DatabaseUnavailable where no connection can be had.
+    `visible` transactions serve the thread's ORM statements until they end. Raises DatabaseUnavailable where no
+    connection can be had.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, *, visible: bool = True) -> None:
         self.database = database
         self.recorder: WriteRecorder | None = None
         self.written = False
+        self.on_first_write: Callable[[LocalTransaction], None] | None = None
         self.ledgers: dict[str, list[Any]] = {}
         self.depth = 0
         self._poison: BaseException | None = None
         self._poison_is_final = False
+        self._at_close: list[Callable[[sa.Connection], object]] = []
         with self.mapped_errors():
             self.connection = database.engine.connect()
             try:
@@ -85,7 +90,8 @@ class LocalTransaction:
             except BaseException:
                 self.connection.close()
                 raise
-        _state.open[database.name] = self
+        if visible:
+            _state.open[database.name] = self
 
     def __repr__(self) -> str:
         return f"LocalTransaction({self.database.name!r}, written={self.written}, poisoned={self.poisoned})"
@@ -106,6 +112,11 @@ class LocalTransaction:
         """The error that poisoned the transaction."""
         return self._poison
 
+    @property
+    def is_open(self) -> bool:
+        """Whether neither commit nor rollback has ended the transaction yet."""
+        return not self.connection.closed
+
     def note_error(self, error: BaseException) -> None:
         """Remember a failed statement; swallowing its exception does not make the transaction whole again."""
         failure = classify(error)
@@ -116,6 +127,11 @@ class LocalTransaction:
         survives = self.database.kind == "postgresql" or not failure.ends_transaction
         if not survives or failure.error is DatabaseUnavailable:
             self._poison_is_final = True
+
+    def end_by_stranger(self) -> None:
+        """Note that rollback() was called on the connection behind the block's back: only a rollback can follow."""
+        self._poison = self._poison or RuntimeError("rollback() was called on its connection inside the block")
+        self._poison_is_final = True
 
     def require_healthy(self) -> None:
         """Raise TransactionPoisoned if a statement has failed in this transaction."""
@@ -128,7 +144,10 @@ class LocalTransaction:
 
     def mark_written(self) -> None:
         """Say that a write is about to run here."""
-        self.written = True
+        if not self.written:
+            self.written = True
+            if self.on_first_write is not None:
+                self.on_first_write(self)
 
     # -- ledgers and hooks ----------------------------------------------------------------------------------
 
@@ -147,6 +166,10 @@ class LocalTransaction:
     def on_rollback(self, hook: Callable[[], None]) -> None:
         """Run `hook` if this part of the transaction is rolled back: restore objects in memory."""
         self.ledger("on_rollback").append(hook)
+
+    def at_close(self, hook: Callable[[sa.Connection], object]) -> None:
+        """Run `hook` on the connection after the transaction has ended, before it returns to the pool."""
+        self._at_close.append(hook)
 
     # -- ends -----------------------------------------------------------------------------------------------
 
@@ -199,38 +222,54 @@ class LocalTransaction:
         try:
             self.run_before_commit()
             self.require_healthy()
-            commit_verified(self.database, self.connection, written=self.written)
+            self._hide()
+            commit_verified(self.database, self.connection, self._root, written=self.written)
         except BaseException:
             self.rollback()
             raise
-        self._close(self._root.commit)
-        for hook in self.ledger("after_commit"):
-            try:
-                hook()
-            except Exception:
-                logger.exception("a hook failed after database %r had committed; the commit stands", self.database.name)
+        self._release()
+        run_after_commit(self.ledger("after_commit"), self.database.name)
 
     def rollback(self) -> None:
         """Roll back, whatever state the connection is in; never raises for a connection that is already dead."""
-        self._close(self._root.rollback)
+        self._hide()
+        try:
+            self._root.rollback()
+        except sa.exc.SQLAlchemyError as error:
+            logger.debug("rolling back on %r failed, its connection is discarded: %s", self.database.name, error)
+            self.connection.invalidate()
+        self._release()
         self._run_restorers(from_length=0)
 
     def _run_restorers(self, *, from_length: int) -> None:
         restorers = self.ledger("on_rollback")
         for restore in reversed(restorers[from_length:]):
             restore()
+        del restorers[from_length:]
 
-    def _close(self, end: Callable[[], None]) -> None:
-        _state.open.pop(self.database.name, None)
+    def _hide(self) -> None:
+        if _state.open.get(self.database.name) is self:
+            del _state.open[self.database.name]
+
+    def _release(self) -> None:
         try:
-            end()
-        except sa.exc.SQLAlchemyError as error:
-            logger.debug(
-                "ending the transaction on %r failed, its connection is discarded: %s", self.database.name, error
-            )
+            if not self.connection.invalidated:
+                for hook in self._at_close:
+                    hook(self.connection)
+        except sa.exc.SQLAlchemyError:
+            logger.debug("a connection to %r could not be reset and is discarded", self.database.name, exc_info=True)
             self.connection.invalidate()
         finally:
             self.connection.close()
+
+
+def run_after_commit(hooks: Iterable[Callable[[], None]], database: str) -> None:
+    """Run hooks whose transaction is durable: one that fails is logged, and the others still run."""
+    for hook in hooks:
+        try:
+            hook()
+        except Exception:
+            logger.exception("a hook failed after database %r had committed; the commit stands", database)
 
 
 def _notice_error(context: sa.engine.ExceptionContext) -> None:
@@ -239,7 +278,26 @@ def _notice_error(context: sa.engine.ExceptionContext) -> None:
             tx.note_error(context.sqlalchemy_exception or context.original_exception)
 
 
+def _refuse_foreign_commit(connection: sa.Connection) -> None:
+    for tx in _state.open.values():
+        if tx.connection is connection:
+            raise TransactionPoisoned(
+                f"database {tx.database.name!r}: commit() was called on a connection whose transaction crosstie "
+                "ends itself. "
+                "Leave the block to commit."
+            )
+
+
+def _notice_foreign_rollback(connection: sa.Connection) -> None:
+    for tx in _state.open.values():
+        if tx.connection is connection:
+            # The next statement would silently begin a new transaction, and half of the block would commit.
+            tx.end_by_stranger()
+
+
 event.listen(sa.Engine, "handle_error", _notice_error)
+event.listen(sa.Engine, "commit", _refuse_foreign_commit)
+event.listen(sa.Engine, "rollback", _notice_foreign_rollback)
 
 
 def current(name: str) -> LocalTransaction | None:
@@ -278,6 +336,22 @@ def transaction(name: str) -> Iterator[LocalTransaction]:
     tx = LocalTransaction(ConnectionManager.get(name))
     try:
         yield tx
+    except BaseException:
+        tx.rollback()
+        raise
+    tx.commit()
+
+
+@contextmanager
+def detached_transaction(name: str) -> Iterator[LocalTransaction]:
+    """Run a block in a transaction of its own, on its own connection, whatever the thread has open.
+
+    For recovery and relay code, whose statements must neither join nor see the caller's transaction.
+    """
+    tx = LocalTransaction(ConnectionManager.get(name), visible=False)
+    try:
+        with tx.mapped_errors():
+            yield tx
     except BaseException:
         tx.rollback()
         raise

@@ -1,0 +1,234 @@
+"""What a branch needs to be undone, taken down while the block runs.
+
+Before-images are read under lock in the transaction that writes, never from objects in memory. After-images are read
+back, because a server may round, pad or default what it was given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import sqlalchemy as sa
+
+from crosstie.orm.transaction import LocalTransaction
+from crosstie.sagas.errors import SagaNotUndoable
+from crosstie.sagas.facts import TableFacts, table_facts
+from crosstie.sagas.image import Image, decode, encode, projection
+
+__all__ = ["BranchRecorder", "HomeRecorder", "uncaptured_reasons", "undo_log"]
+
+_LOG = "saga.undo"
+_UNCAPTURED = "saga.uncaptured"
+
+
+def undo_log(tx: LocalTransaction) -> list[dict[str, Any]]:
+    """The undo entries of this transaction so far, in the order of its writes."""
+    return tx.ledger(_LOG)
+
+
+def uncaptured_reasons(tx: LocalTransaction) -> list[str]:
+    """What was written here that nobody can undo; a database with such writes must be home."""
+    return tx.ledger(_UNCAPTURED)
+
+
+def _refuse_untransactional(tx: LocalTransaction, table: sa.Table) -> TableFacts | None:
+    if not tx.database.capabilities.storage_engines:
+        return None
+    facts = table_facts(tx.database, tx.connection, table.name, table.schema)
+    if not facts.transactional:
+        raise SagaNotUndoable(
+            f"table {table.name!r} of database {tx.database.name!r} uses the storage engine {facts.engine}, which "
+            "keeps what a "
+            "transaction rolls back. Expected InnoDB: ALTER TABLE … ENGINE=InnoDB, or write it outside the saga."
+        )
+    return facts
+
+
+class HomeRecorder:
+    """Watches the database that is expected to be home: it is never undone, so no image is taken."""
+
+    def inserted(self, tx: LocalTransaction, table: sa.Table, keys: Sequence[tuple[Any, ...]]) -> None:
+        """Refuse tables that cannot roll back; all other writes are home's own affair."""
+        del keys
+        self._note(tx, table)
+
+    def updating(
+        self, tx: LocalTransaction, table: sa.Table, where: sa.ColumnElement[bool], columns: Collection[str]
+    ) -> object:
+        """See `inserted`."""
+        del where, columns
+        self._note(tx, table)
+        return None
+
+    def updated(self, tx: LocalTransaction, token: object) -> None:
+        """Nothing to read back."""
+
+    def deleting(self, tx: LocalTransaction, table: sa.Table, where: sa.ColumnElement[bool]) -> None:
+        """See `inserted`."""
+        del where
+        self._note(tx, table)
+
+    def incrementing(
+        self, tx: LocalTransaction, table: sa.Table, where: sa.ColumnElement[bool], deltas: Mapping[str, Any]
+    ) -> None:
+        """See `inserted`."""
+        del where, deltas
+        self._note(tx, table)
+
+    def uncaptured(self, tx: LocalTransaction, reason: str) -> None:
+        """Remember why this database must be home."""
+        uncaptured_reasons(tx).append(reason)
+
+    def _note(self, tx: LocalTransaction, table: sa.Table) -> None:
+        _refuse_untransactional(tx, table)
+        # Kept so that a refusal can say what stands in the way if another database has to be home after all.
+        if not uncaptured_reasons(tx):
+            uncaptured_reasons(tx).append(_PRESUMED_HOME)
+
+
+_PRESUMED_HOME = "it was the first database written, so no undo images were taken"
+
+
+@dataclass(frozen=True)
+class _Update:
+    table: sa.Table
+    columns: tuple[str, ...]
+    before: dict[tuple[Any, ...], tuple[Image, Image]] = field(default_factory=dict)
+    """By the key's encoded values: the key, and the row's columns before."""
+
+
+class BranchRecorder:
+    """Takes down how each write of a branch is undone.
+
+    `row_limit` bounds the rows that one statement may touch. Raises SagaNotUndoable beyond it.
+    """
+
+    def __init__(self, row_limit: int) -> None:
+        self._row_limit = row_limit
+
+    def inserted(self, tx: LocalTransaction, table: sa.Table, keys: Sequence[tuple[Any, ...]]) -> None:
+        """Read the new rows back: an undo deletes them if they are still the same."""
+        facts = self._facts(tx, table, "insert")
+        names = list(table.primary_key.columns)
+        where = sa.or_(*(sa.and_(*(c == v for c, v in zip(names, key, strict=True))) for key in keys))
+        for key, row in self._read(tx, table, where, facts, facts.insertable):
+            self._log(tx, "insert", table, key, after=row)
+
+    def updating(
+        self, tx: LocalTransaction, table: sa.Table, where: sa.ColumnElement[bool], columns: Collection[str]
+    ) -> object:
+        """Read the columns before they change."""
+        facts = self._facts(tx, table, "update")
+        names = tuple(table.c[name].name if name in table.c else name for name in columns)
+        if any(column.name in names for column in table.primary_key):
+            self.uncaptured(tx, f"an update of the primary key of {table.name!r}")
+        update = _Update(table, names)
+        for key, row in self._read(tx, table, where, facts, {name: facts.columns[name] for name in names}):
+            update.before[_identity(key)] = (key, row)
+        return update
+
+    def updated(self, tx: LocalTransaction, token: object) -> None:
+        """Read the columns after they changed, and take down what differs."""
+        assert isinstance(token, _Update)
+        if not token.before:
+            return
+        facts = self._facts(tx, token.table, "update")
+        columns = {name: facts.columns[name] for name in token.columns}
+        where = _by_keys(token.table, [key for key, _ in token.before.values()])
+        for key, after in self._read(tx, token.table, where, facts, columns):
+            before = token.before[_identity(key)][1]
+            changed = {name for name in columns if before[name] != after[name]}
+            if changed:
+                self._log(
+                    tx,
+                    "update",
+                    token.table,
+                    key,
+                    before={name: before[name] for name in changed},
+                    after={name: after[name] for name in changed},
+                )
+
+    def deleting(self, tx: LocalTransaction, table: sa.Table, where: sa.ColumnElement[bool]) -> None:
+        """Read the whole rows, columns that no model knows included."""
+        facts = self._facts(tx, table, "delete", fresh=True)
+        if facts.cascades_to:
+            children = ", ".join(facts.cascades_to)
+            self.uncaptured(tx, f"deleting rows of {table.name!r}, which the database cascades to {children}")
+        for key, row in self._read(tx, table, where, facts, facts.insertable):
+            self._log(tx, "delete", table, key, before=row)
+
+    def incrementing(
+        self, tx: LocalTransaction, table: sa.Table, where: sa.ColumnElement[bool], deltas: Mapping[str, Any]
+    ) -> None:
+        """Take down the inverse; it needs no image and conflicts with nobody."""
+        facts = self._facts(tx, table, "update")
+        encoded = {table.c[name].name if name in table.c else name: encode(delta) for name, delta in deltas.items()}
+        for key, _ in self._read(tx, table, where, facts, {}):
+            self._log(tx, "increment", table, key, deltas=encoded)
+
+    def uncaptured(self, tx: LocalTransaction, reason: str) -> None:
+        """Remember why this database would have to be home."""
+        uncaptured_reasons(tx).append(reason)
+
+    # -- reading -------------------------------------------------------------------------------------------
+
+    def _facts(self, tx: LocalTransaction, table: sa.Table, operation: str, *, fresh: bool = False) -> TableFacts:
+        _refuse_untransactional(tx, table)
+        facts = table_facts(tx.database, tx.connection, table.name, table.schema, fresh=fresh)
+        if facts.triggers:
+            self.uncaptured(tx, f"an {operation} on {table.name!r}, which has triggers ({', '.join(facts.triggers)})")
+        return facts
+
+    def _read(
+        self,
+        tx: LocalTransaction,
+        table: sa.Table,
+        where: sa.ColumnElement[bool],
+        facts: TableFacts,
+        columns: Mapping[str, str],
+    ) -> list[tuple[Image, Image]]:
+        names = [column.name for column in table.primary_key]
+        wanted = {name: facts.columns[name] for name in names} | dict(columns)
+        query = (
+            sa.select(*projection(tx.database, wanted))
+            .select_from(table)
+            .where(where)
+            .limit(self._row_limit + 1)
+            .with_for_update()
+        )
+        rows = tx.connection.execute(query).mappings().all()
+        if len(rows) > self._row_limit:
+            raise SagaNotUndoable(
+                f"one statement would touch more than {self._row_limit} rows of {table.name!r} in database "
+                f"{tx.database.name!r}, which the saga would have to keep undo images of. Work in smaller sagas, raise "
+                f"saga.undo_row_limit, or make {tx.database.name!r} home: saga(…, home={tx.database.name!r})."
+            )
+        try:
+            encoded = [{name: encode(value) for name, value in row.items()} for row in rows]
+        except TypeError as error:
+            self.uncaptured(tx, f"a column of {table.name!r} has a type without an exact image ({error})")
+            return []
+        return [({n: row[n] for n in names}, {n: row[n] for n in columns}) for row in encoded]
+
+    def _log(self, tx: LocalTransaction, operation: str, table: sa.Table, key: Image, **images: Image) -> None:
+        undo_log(tx).append({"op": operation, "table": table.name, "schema": table.schema, "key": key, **images})
+
+
+def _identity(key: Image) -> tuple[Any, ...]:
+    return tuple(repr(value) for value in key.values())
+
+
+def _by_keys(table: sa.Table, keys: Sequence[Image]) -> sa.ColumnElement[bool]:
+    return sa.or_(
+        *(
+            sa.and_(
+                *(
+                    sa.column(name) == sa.bindparam(None, decode(value), type_=sa.types.NULLTYPE, unique=True)
+                    for name, value in key.items()
+                )
+            )
+            for key in keys
+        )
+    )

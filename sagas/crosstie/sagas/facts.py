@@ -1,0 +1,148 @@
+"""What the server knows about a table and an undo depends on: asked once per table and process.
+
+Triggers and cascading foreign keys write rows that nobody captures; a MyISAM or Aria table keeps what is rolled back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import sqlalchemy as sa
+
+from crosstie.orm.database import Database
+
+__all__ = ["TableFacts", "table_facts"]
+
+_TRANSACTIONAL_ENGINES = frozenset({"innodb", "rocksdb", "myrocks", "ndbcluster", "ndb", "tokudb", "xtradb"})
+
+
+@dataclass(frozen=True)
+class TableFacts:
+    """A table as its server describes it. `columns` maps each stored column to the server's name of its type."""
+
+    columns: dict[str, str]
+    generated: frozenset[str]
+    triggers: tuple[str, ...]
+    cascades_to: tuple[str, ...]
+    engine: str | None
+
+    @property
+    def transactional(self) -> bool:
+        """Whether a rollback takes back what was written here."""
+        return self.engine is None or self.engine.lower() in _TRANSACTIONAL_ENGINES
+
+    @property
+    def insertable(self) -> dict[str, str]:
+        """The columns that an INSERT may name."""
+        return {name: kind for name, kind in self.columns.items() if name not in self.generated}
+
+
+_known: WeakKeyDictionary[Database, dict[str, TableFacts]] = WeakKeyDictionary()
+
+
+def table_facts(
+    database: Database, connection: sa.Connection, table: str, schema: str | None, *, fresh: bool = False
+) -> TableFacts:
+    """The facts of this table; `fresh` asks again, after a migration has been noticed."""
+    tables = _known.setdefault(database, {})
+    name = f"{schema}.{table}" if schema else table
+    facts = None if fresh else tables.get(name)
+    if facts is None:
+        facts = _READERS[database.kind](connection, table, schema)
+        if facts.columns:
+            tables[name] = facts
+    return facts
+
+
+def _rows(connection: sa.Connection, sql: str, **values: Any) -> list[Any]:
+    return list(connection.execute(sa.text(sql), values).all())
+
+
+def _postgresql(connection: sa.Connection, table: str, schema: str | None) -> TableFacts:
+    quote = connection.dialect.identifier_preparer.quote
+    name = f"{quote(schema)}.{quote(table)}" if schema else quote(table)
+    columns = _rows(
+        connection,
+        "SELECT attname, format_type(atttypid, atttypmod), attgenerated <> '' FROM pg_attribute"
+        " WHERE attrelid = to_regclass(:name) AND attnum > 0 AND NOT attisdropped ORDER BY attnum",
+        name=name,
+    )
+    triggers = _rows(
+        connection,
+        "SELECT tgname FROM pg_trigger WHERE tgrelid = to_regclass(:name) AND NOT tgisinternal AND tgenabled <> 'D'",
+        name=name,
+    )
+    cascades = _rows(
+        connection,
+        "SELECT conrelid::regclass::text FROM pg_constraint WHERE confrelid = to_regclass(:name) AND contype = 'f'"
+        " AND confdeltype IN ('c', 'n', 'd')",
+        name=name,
+    )
+    return _facts(columns, triggers, cascades, engine=None)
+
+
+def _mysql(connection: sa.Connection, table: str, schema: str | None) -> TableFacts:
+    where = {"name": table, "schema": schema}
+    columns = _rows(
+        connection,
+        "SELECT column_name, data_type, extra LIKE '%GENERATED%' AND extra NOT LIKE '%DEFAULT_GENERATED%'"
+        " FROM information_schema.columns WHERE table_schema = COALESCE(:schema, DATABASE()) AND table_name = :name"
+        " ORDER BY ordinal_position",
+        **where,
+    )
+    triggers = _rows(
+        connection,
+        "SELECT trigger_name FROM information_schema.triggers"
+        " WHERE event_object_schema = COALESCE(:schema, DATABASE()) AND event_object_table = :name",
+        **where,
+    )
+    cascades = _rows(
+        connection,
+        "SELECT table_name FROM information_schema.referential_constraints"
+        " WHERE unique_constraint_schema = COALESCE(:schema, DATABASE()) AND referenced_table_name = :name"
+        " AND delete_rule IN ('CASCADE', 'SET NULL', 'SET DEFAULT')",
+        **where,
+    )
+    engine = _rows(
+        connection,
+        "SELECT engine FROM information_schema.tables"
+        " WHERE table_schema = COALESCE(:schema, DATABASE()) AND table_name = :name",
+        **where,
+    )
+    return _facts(columns, triggers, cascades, engine=engine[0][0] if engine else None)
+
+
+def _sqlite(connection: sa.Connection, table: str, schema: str | None) -> TableFacts:
+    del schema
+    columns = _rows(
+        connection,
+        "SELECT name, type, hidden IN (2, 3) FROM pragma_table_xinfo(:name) WHERE hidden <> 1",
+        name=table,
+    )
+    triggers = _rows(
+        connection,
+        "SELECT name FROM sqlite_master WHERE type = 'trigger' AND tbl_name = :name COLLATE NOCASE",
+        name=table,
+    )
+    cascades = _rows(
+        connection,
+        "SELECT m.name FROM sqlite_master AS m, pragma_foreign_key_list(m.name) AS f WHERE m.type = 'table'"
+        " AND f.\"table\" = :name COLLATE NOCASE AND f.on_delete IN ('CASCADE', 'SET NULL', 'SET DEFAULT')",
+        name=table,
+    )
+    return _facts(columns, triggers, cascades, engine=None)
+
+
+def _facts(columns: list[Any], triggers: list[Any], cascades: list[Any], *, engine: str | None) -> TableFacts:
+    return TableFacts(
+        columns={name: kind for name, kind, _ in columns},
+        generated=frozenset(name for name, _, generated in columns if generated),
+        triggers=tuple(name for (name,) in triggers),
+        cascades_to=tuple(name for (name,) in cascades),
+        engine=engine,
+    )
+
+
+_READERS: dict[str, Any] = {"postgresql": _postgresql, "mysql": _mysql, "mariadb": _mysql, "sqlite": _sqlite}

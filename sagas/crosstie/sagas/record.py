@@ -1,0 +1,117 @@
+"""The saga's records: one row for each participant, whose primary key is a write-once register.
+
+The first committed insert of a key wins, and an insert waits for one in flight. Every decision of the protocol is one
+of these inserts; the other statements here only read, or move a record on from a state that they name.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+
+from crosstie.orm.clock import now_ms
+from crosstie.outbox.tables import saga as records
+
+__all__ = ["SagaHeader", "SagaRecord", "insert", "lock", "move", "new_saga_id", "read_home"]
+
+BLOCK_STEP = 0
+"""The step of an undivided block; the steps of longer sagas count on from it."""
+
+
+def new_saga_id() -> str:
+    """A unique id that sorts by time, so that inserts into the register's index stay close together."""
+    return f"{time.time_ns() // 1_000_000:012x}-{secrets.token_hex(10)}"
+
+
+@dataclass(frozen=True)
+class SagaHeader:
+    """What every record of a saga says, so that whoever finds one of them can finish the whole."""
+
+    saga_id: str
+    name: str
+    home: str
+    participants: tuple[str, ...]
+    """All databases that the saga wrote, home among them."""
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """The participants whose commit does not decide."""
+        return tuple(name for name in self.participants if name != self.home)
+
+
+@dataclass(frozen=True)
+class SagaRecord:
+    """A record as it was read."""
+
+    header: SagaHeader
+    participant: str
+    state: str
+    undo: str
+    attempts: int
+    quarantine: str | None
+
+    @classmethod
+    def from_row(cls, row: Any) -> SagaRecord:
+        """From a row of `select(crosstie_saga)`."""
+        header = SagaHeader(row.saga_id, row.name, row.home, tuple(json.loads(row.participants)))
+        return cls(header, row.participant, row.state, row.undo, row.attempts, row.quarantine)
+
+
+def insert(
+    connection: sa.Connection,
+    header: SagaHeader,
+    participant: str,
+    state: str,
+    *,
+    undo: str = "[]",
+    expiry_s: float = 0.0,
+) -> None:
+    """Insert the record of a participant. Raises the driver's duplicate-key error where the register is taken."""
+    connection.execute(
+        sa.insert(records)
+        .inline()
+        .values(
+            saga_id=header.saga_id,
+            step=BLOCK_STEP,
+            participant=participant,
+            role="home" if participant == header.home else "branch",
+            state=state,
+            name=header.name,
+            home=header.home,
+            participants=json.dumps(header.participants),
+            undo=undo,
+            created_at_ms=now_ms(),
+            updated_at_ms=now_ms(),
+            expires_at_ms=now_ms() + int(expiry_s * 1000),
+        )
+    )
+
+
+def _key(saga_id: str, participant: str) -> sa.ColumnElement[bool]:
+    return sa.and_(records.c.saga_id == saga_id, records.c.step == BLOCK_STEP, records.c.participant == participant)
+
+
+def read_home(connection: sa.Connection, header: SagaHeader) -> str | None:
+    """The state of home's record, committed reads only; None while nobody has decided."""
+    return connection.execute(sa.select(records.c.state).where(_key(header.saga_id, header.home))).scalar_one_or_none()
+
+
+def lock(connection: sa.Connection, saga_id: str, participant: str) -> SagaRecord | None:
+    """A participant's record, locked until the transaction ends."""
+    row = connection.execute(sa.select(records).where(_key(saga_id, participant)).with_for_update()).one_or_none()
+    return None if row is None else SagaRecord.from_row(row)
+
+
+def move(connection: sa.Connection, saga_id: str, participant: str, before: str, after: str) -> bool:
+    """Move a record from one state to the next; False where it was no longer in `before`."""
+    result = connection.execute(
+        sa.update(records)
+        .where(_key(saga_id, participant), records.c.state == before)
+        .values(state=after, updated_at_ms=now_ms())
+    )
+    return result.rowcount == 1

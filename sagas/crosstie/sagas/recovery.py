@@ -1,0 +1,184 @@
+"""Finishing a saga: decide in home, then bring every branch to the decision.
+
+The original process after a failure, and any worker that finds a record past its expiry, run this same code, at the
+same time if it so happens. Each step is one local transaction that commits a register or moves a record on from a
+named state, so a crash anywhere leaves only work that the next run repeats.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass, field
+from enum import Enum
+
+import sqlalchemy as sa
+
+from crosstie.orm.connection import ConnectionManager
+from crosstie.orm.errors import CommitInDoubt, CrosstieError, DuplicateKey
+from crosstie.orm.faults import fault_point
+from crosstie.orm.transaction import LocalTransaction, detached_transaction
+from crosstie.outbox.tables import outbox
+from crosstie.outbox.tables import saga as records
+from crosstie.sagas import image, record
+from crosstie.sagas.errors import SagaRecordConflict, UndoConflict
+from crosstie.sagas.record import SagaHeader
+from crosstie.sagas.undo import apply_undo
+
+__all__ = ["Decision", "Resolution", "decide", "resolve"]
+
+logger = logging.getLogger(__name__)
+
+_ATTEMPTS = 3
+"""Tries of one local transaction whose register another process took, or whose commit was in doubt."""
+
+
+class Decision(Enum):
+    """What home's register says, for good."""
+
+    COMMITTED = "committed"
+    ABORTED = "aborted"
+
+
+@dataclass
+class Resolution:
+    """How far `resolve` came. A saga is finished when nothing is pending and nothing quarantined."""
+
+    decision: Decision
+    pending: dict[str, CrosstieError] = field(default_factory=dict)
+    """Branches that could not be reached or were locked; try again later."""
+    quarantined: dict[str, str] = field(default_factory=dict)
+    """Branches whose undo met somebody else's change; an operator decides."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether every branch stands where the decision wants it."""
+        return not self.pending and not self.quarantined
+
+
+def decide(header: SagaHeader) -> Decision:
+    """Read home's decision, or make it `aborted` if there is none.
+
+    Raises DatabaseUnavailable or LockTimeout (somebody else's decision is in flight): nothing is known then, try later.
+    """
+    fault_point("recovery.before-decision")
+    home = ConnectionManager.get(header.home)
+    for attempt in range(_ATTEMPTS):
+        with home.mapped_errors(), home.autocommit.connect() as connection:
+            state = record.read_home(connection, header)
+        if state is not None:
+            return _understood(header, state)
+        try:
+            with detached_transaction(header.home) as tx:
+                _limit_lock_waits(tx)
+                record.insert(tx.connection, header, header.home, Decision.ABORTED.value)
+                tx.mark_written()
+                fault_point("recovery.decision-recorded")
+        except (DuplicateKey, CommitInDoubt):
+            # Somebody decided while we tried, or our own answer was lost: the register knows.
+            if attempt + 1 == _ATTEMPTS:
+                raise
+            continue
+        fault_point("recovery.decided")
+        return Decision.ABORTED
+    raise AssertionError("unreachable")
+
+
+def resolve(header: SagaHeader) -> Resolution:
+    """Bring every branch of a saga to home's decision, aborting it if there is none yet.
+
+    Raises what `decide` raises. A branch that cannot be resolved now does not keep the others waiting.
+    """
+    resolution = Resolution(decide(header))
+    for branch in header.branches:
+        try:
+            conflict = _resolve_branch(header, branch, resolution.decision)
+        except CrosstieError as error:
+            resolution.pending[branch] = error
+        else:
+            fault_point("recovery.branch-resolved")
+            if conflict is not None:
+                resolution.quarantined[branch] = conflict
+    if resolution.decision is Decision.ABORTED and resolution.finished:
+        fault_point("recovery.before-finish")
+        with detached_transaction(header.home) as tx:
+            if record.move(tx.connection, header.saga_id, header.home, "aborted", "finished"):
+                tx.mark_written()
+        fault_point("recovery.finished")
+    return resolution
+
+
+def _understood(header: SagaHeader, state: str) -> Decision:
+    if state == "committed":
+        return Decision.COMMITTED
+    if state in {"aborted", "finished"}:
+        return Decision.ABORTED
+    raise SagaRecordConflict(
+        f"saga {header.saga_id} ({header.name!r}): expected home {header.home!r} to say committed, aborted or "
+        "finished, found "
+        f"{state!r}. Somebody else wrote crosstie_saga; nothing was changed."
+    )
+
+
+def _resolve_branch(header: SagaHeader, branch: str, decision: Decision) -> str | None:
+    """Bring one branch to the decision; the text of a conflict if its undo is quarantined."""
+    if decision is Decision.COMMITTED:
+        with detached_transaction(branch) as tx:
+            if record.move(tx.connection, header.saga_id, branch, "applied", "done"):
+                tx.mark_written()
+        return None
+    for attempt in range(_ATTEMPTS):
+        try:
+            return _undo_or_refuse(header, branch)
+        except UndoConflict as conflict:
+            _quarantine(header, branch, conflict)
+            return str(conflict)
+        except (DuplicateKey, CommitInDoubt):
+            # Another process wrote the branch's register first, or our answer was lost: the register knows.
+            if attempt + 1 == _ATTEMPTS:
+                raise
+    raise AssertionError("unreachable")
+
+
+def _undo_or_refuse(header: SagaHeader, branch: str) -> str | None:
+    with detached_transaction(branch) as tx:
+        _limit_lock_waits(tx)
+        found = record.lock(tx.connection, header.saga_id, branch)
+        if found is None:
+            record.insert(tx.connection, header, branch, "refused")
+            tx.mark_written()
+        elif found.state == "applied":
+            if found.quarantine is not None:
+                return found.quarantine
+            entries = image.load(found.undo)
+            apply_undo(tx.database, tx.connection, [entry for entry in entries if entry["op"] != "events"])
+            if len(entries) and entries[-1]["op"] == "events":
+                # There is no index for this; only a branch that published events pays for the search.
+                tx.connection.execute(sa.delete(outbox).where(outbox.c.saga_id == header.saga_id))
+            record.move(tx.connection, header.saga_id, branch, "applied", "undone")
+            tx.mark_written()
+            fault_point("recovery.branch-undone")
+    return None
+
+
+def _quarantine(header: SagaHeader, branch: str, conflict: UndoConflict) -> None:
+    logger.error("saga %s (%r): the undo is quarantined: %s", header.saga_id, header.name, conflict)
+    note = json.dumps({"conflict": str(conflict), "table": conflict.table, "key": conflict.key, **conflict.images})
+    with detached_transaction(branch) as tx:
+        tx.mark_written()
+        tx.connection.execute(
+            sa.update(records)
+            .where(records.c.saga_id == header.saga_id, records.c.participant == branch, records.c.state == "applied")
+            .values(quarantine=note)
+        )
+
+
+def _limit_lock_waits(tx: LocalTransaction) -> None:
+    """Wait for a lock of the original no longer than the configured time: its outcome is then simply not known yet."""
+    seconds = int(ConnectionManager.settings().saga.lock_timeout_s)
+    if tx.database.kind == "postgresql":
+        tx.connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{seconds}s'")
+    elif tx.database.kind in {"mysql", "mariadb"}:
+        tx.connection.exec_driver_sql(f"SET SESSION innodb_lock_wait_timeout = {seconds}")
+        # The connection goes back to the pool; later transactions on it must wait as long as they always did.
+        tx.at_close(lambda connection: connection.exec_driver_sql("SET SESSION innodb_lock_wait_timeout = DEFAULT"))

@@ -1,0 +1,128 @@
+"""When the records of a finished saga may go.
+
+A record is a register that somebody slow may still want to write. `done` says no more than its absence, so it goes
+after the retention. `committed` goes when no branch is left to ask for it. A tombstone (`refused`, `undone`, and
+home's `finished`) goes only when no transaction older than it is open on the participant: that transaction could be
+the saga's own original, stopped for an hour, and its commit must still meet the tombstone.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import sqlalchemy as sa
+
+from crosstie.orm.clock import now_ms
+from crosstie.orm.connection import ConnectionManager
+from crosstie.orm.database import Database
+from crosstie.orm.errors import CrosstieError, DatabaseError
+from crosstie.orm.transaction import detached_transaction
+from crosstie.outbox.tables import saga as records
+from crosstie.sagas.record import SagaRecord
+
+__all__ = ["prune"]
+
+logger = logging.getLogger(__name__)
+
+
+def prune(database_name: str, *, limit: int = 1000) -> int:
+    """Delete records of this database that nobody can need any more; returns how many rows went.
+
+    `saga.retention_s` says how long they stay at least. Raises DatabaseUnavailable for this database.
+    """
+    database = ConnectionManager.get(database_name)
+    age = records.c.updated_at_ms < now_ms() - int(ConnectionManager.settings().saga.retention_s * 1000)
+    deleted = _delete(database, _ids(database, age, ["done"], limit), ["done"])
+    committed = _ids(database, age, ["committed"], limit)
+    deleted += _delete(database, [one for one in committed if _no_branch(one, "applied")], ["committed"])
+    tombstones = ["refused", "undone"]
+    oldest_ms = _oldest_transaction_ms(database)
+    if oldest_ms is not None:
+        safe = sa.and_(age, records.c.updated_at_ms < oldest_ms)
+        deleted += _delete(database, _ids(database, safe, tombstones, limit), tombstones)
+    finished = _ids(database, age, ["finished"], limit)
+    deleted += _delete(database, [one for one in finished if _no_branch(one, *tombstones)], ["finished"])
+    return deleted
+
+
+def _ids(database: Database, condition: sa.ColumnElement[bool], states: list[str], limit: int) -> list[SagaRecord]:
+    query = sa.select(records).where(records.c.state.in_(states), condition).limit(limit)
+    with database.mapped_errors(), database.autocommit.connect() as connection:
+        found = [SagaRecord.from_row(row) for row in connection.execute(query)]
+    if states != ["refused", "undone"]:
+        return found
+    # Home must still say that the saga was aborted: an original that meets no tombstone must meet home's.
+    return [one for one in found if _home_is_finished(one)]
+
+
+def _home_is_finished(found: SagaRecord) -> bool:
+    return _ask(found.header.home, found.header.saga_id, lambda states: states == ["finished"])
+
+
+def _no_branch(found: SagaRecord, *states: str) -> bool:
+    """Whether no branch of this saga is in one of these states; a branch that cannot be asked counts as one that is."""
+    saga_id = found.header.saga_id
+    return all(
+        _ask(branch, saga_id, lambda present: not set(present) & set(states)) for branch in found.header.branches
+    )
+
+
+def _ask(participant: str, saga_id: str, question: Callable[[list[str]], bool]) -> bool:
+    try:
+        database = ConnectionManager.get(participant)
+        query = sa.select(records.c.state).where(records.c.saga_id == saga_id, records.c.participant == participant)
+        with database.mapped_errors(), database.autocommit.connect() as connection:
+            return question(list(connection.execute(query).scalars()))
+    except CrosstieError as error:
+        logger.info("records of saga %s stay: %s", saga_id, error)
+        return False
+
+
+def _delete(database: Database, found: list[SagaRecord], states: list[str]) -> int:
+    if not found:
+        return 0
+    with detached_transaction(database.name) as tx:
+        deleted = tx.connection.execute(
+            sa.delete(records).where(
+                records.c.saga_id.in_([one.header.saga_id for one in found]),
+                records.c.participant == database.name,
+                records.c.state.in_(states),
+            )
+        ).rowcount
+        if deleted:
+            tx.mark_written()
+    return deleted
+
+
+_OLDEST = {
+    # A session whose start we may not see counts as one that has been open for ever.
+    "postgresql": "SELECT min(CASE WHEN query = '<insufficient privilege>' THEN 0"
+    " ELSE CAST(extract(epoch FROM xact_start) * 1000 AS BIGINT) END) FROM pg_stat_activity"
+    " WHERE datname = current_database() AND pid <> pg_backend_pid()",
+    "mysql": "SELECT MIN(UNIX_TIMESTAMP(trx_started)) * 1000 FROM information_schema.innodb_trx"
+    " WHERE trx_mysql_thread_id <> CONNECTION_ID()",
+}
+_PREPARED = {
+    "postgresql": "SELECT min(CAST(extract(epoch FROM prepared) * 1000 AS BIGINT)) FROM pg_prepared_xacts"
+    " WHERE database = current_database()",
+}
+
+
+def _oldest_transaction_ms(database: Database) -> int | None:
+    """When the oldest open transaction here began, by the database's clock; now, if none is open; None if unknown.
+
+    SQLite has one writer at a time, and its transactions begin by becoming the writer: a tombstone that is there was
+    written while no other was open.
+    """
+    kind = "mysql" if database.kind == "mariadb" else database.kind
+    try:
+        with database.mapped_errors(), database.autocommit.connect() as connection:
+            found = [connection.execute(sa.select(now_ms())).scalar_one()]
+            for queries in (_OLDEST, _PREPARED):
+                if kind in queries:
+                    found.append(connection.execute(sa.text(queries[kind])).scalar())
+    except DatabaseError as error:
+        logger.info("tombstones of %r stay: its open transactions cannot be seen: %s", database.name, error)
+        return None
+    return min(int(one) for one in found if one is not None)

@@ -1,0 +1,185 @@
+"""The sweep: finds every saga that a crash can leave, with no message delivered and nothing remembered.
+
+A branch's `applied` record is the only trace that an unfinished saga must leave, and home's `aborted` the only one of
+an unfinished abort. The sweep of a database reads just these, so sweeping every database finds every saga.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections import defaultdict
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from crosstie.orm.clock import now_ms
+from crosstie.orm.connection import ConnectionManager
+from crosstie.orm.database import Database
+from crosstie.orm.errors import CrosstieError
+from crosstie.orm.transaction import detached_transaction
+from crosstie.outbox.tables import saga as records
+from crosstie.sagas.record import SagaRecord
+from crosstie.sagas.recovery import Decision, resolve
+
+__all__ = ["SweepReport", "resolve_saga", "sweep_sagas"]
+
+logger = logging.getLogger(__name__)
+
+_BACK_OFF_CAP_S = 60.0
+
+
+@dataclass(frozen=True)
+class SweepReport:
+    """What one sweep of one database did, in sagas."""
+
+    settled: int = 0
+    """Committed sagas whose branch here is now `done`."""
+    aborted: int = 0
+    """Sagas whose abort was finished."""
+    deferred: int = 0
+    """Sagas that another participant keeps waiting: unreachable or locked."""
+    quarantined: int = 0
+    """Sagas whose undo met somebody else's change and waits for an operator."""
+
+    def __add__(self, other: SweepReport) -> SweepReport:
+        return SweepReport(
+            self.settled + other.settled,
+            self.aborted + other.aborted,
+            self.deferred + other.deferred,
+            self.quarantined + other.quarantined,
+        )
+
+
+def sweep_sagas(database_name: str, *, limit: int = 500) -> SweepReport:
+    """Settle or abort the sagas whose records in this database say that they are unfinished.
+
+    At most `limit` records of each kind are taken at a time. Raises DatabaseUnavailable for this database, NoSuchTable
+    where `crosstie init` has not run; what another participant cannot do now is deferred and found again.
+    """
+    database = ConnectionManager.get(database_name)
+    report = SweepReport()
+    unfinished = _aborted_homes(database, limit)
+    by_home: dict[str, list[tuple[SagaRecord, bool]]] = defaultdict(list)
+    for found, expired in _applied(database, limit):
+        by_home[found.header.home].append((found, expired))
+    for home, branches in by_home.items():
+        try:
+            states = _home_states(home, [found.header.saga_id for found, _ in branches])
+        except CrosstieError as error:
+            logger.warning("%d saga(s) of home %r wait: %s", len(branches), home, error)
+            _defer(database_name, [found for found, _ in branches])
+            report += SweepReport(deferred=len(branches))
+            continue
+        decided = {found: states.get(found.header.saga_id) for found, _ in branches}
+        report += SweepReport(settled=_settle(database_name, [one for one in decided if decided[one] == "committed"]))
+        # An abort that somebody has decided needs no expiry to be finished; an undecided saga may still be running.
+        unfinished += [
+            found for found, expired in branches if decided[found] == "aborted" or (decided[found] is None and expired)
+        ]
+    for found in unfinished:
+        report += _finish(database_name, found)
+    return report
+
+
+def resolve_saga(saga_id: str, home: str) -> SweepReport:
+    """Finish one saga now, found through whichever participant still has a record of it.
+
+    For the doorbell: a saga of which nothing is unfinished is left alone. Raises what `sweep_sagas` raises.
+    """
+    for name in [home, *(other for other in ConnectionManager.names(writable=True) if other != home)]:
+        database = ConnectionManager.get(name)
+        with database.mapped_errors(), database.autocommit.connect() as connection:
+            rows = connection.execute(sa.select(records).where(records.c.saga_id == saga_id)).all()
+        for row in rows:
+            if row.state in {"applied", "aborted", "committed"}:
+                return _finish(name, SagaRecord.from_row(row))
+    return SweepReport()
+
+
+def _applied(database: Database, limit: int) -> list[tuple[SagaRecord, bool]]:
+    query = (
+        sa.select(records, (records.c.expires_at_ms < now_ms()).label("expired"))
+        .where(
+            records.c.state == "applied",
+            records.c.quarantine.is_(None),
+            records.c.next_at_ms <= now_ms(),
+        )
+        .order_by(records.c.expires_at_ms)
+        .limit(limit)
+    )
+    with database.mapped_errors(), database.autocommit.connect() as connection:
+        return [(SagaRecord.from_row(row), bool(row.expired)) for row in connection.execute(query)]
+
+
+def _aborted_homes(database: Database, limit: int) -> list[SagaRecord]:
+    query = (
+        sa.select(records)
+        .where(records.c.state == "aborted", records.c.next_at_ms <= now_ms())
+        .order_by(records.c.expires_at_ms)
+        .limit(limit)
+    )
+    with database.mapped_errors(), database.autocommit.connect() as connection:
+        return [SagaRecord.from_row(row) for row in connection.execute(query)]
+
+
+def _home_states(home: str, saga_ids: list[str]) -> dict[str, str]:
+    database = ConnectionManager.get(home)
+    query = sa.select(records.c.saga_id, records.c.state).where(
+        records.c.saga_id.in_(saga_ids), records.c.participant == home
+    )
+    with database.mapped_errors(), database.autocommit.connect() as connection:
+        return {row.saga_id: row.state for row in connection.execute(query)}
+
+
+def _settle(database_name: str, committed: list[SagaRecord]) -> int:
+    if not committed:
+        return 0
+    with detached_transaction(database_name) as tx:
+        settled = tx.connection.execute(
+            sa.update(records)
+            .where(
+                records.c.saga_id.in_([one.header.saga_id for one in committed]),
+                records.c.participant == database_name,
+                records.c.state == "applied",
+            )
+            .values(state="done", updated_at_ms=now_ms())
+        ).rowcount
+        if settled:
+            tx.mark_written()
+    return settled
+
+
+def _finish(database_name: str, found: SagaRecord) -> SweepReport:
+    header = found.header
+    try:
+        resolution = resolve(header)
+    except CrosstieError as error:
+        logger.warning("saga %s (%r) waits: %s", header.saga_id, header.name, error)
+        _defer(database_name, [found])
+        return SweepReport(deferred=1)
+    if resolution.finished:
+        ended = resolution.decision is Decision.ABORTED
+        logger.info("saga %s (%r): %s", header.saga_id, header.name, resolution.decision.value)
+        return SweepReport(aborted=1) if ended else SweepReport(settled=1)
+    for branch, error in resolution.pending.items():
+        logger.warning("saga %s (%r) waits for %r: %s", header.saga_id, header.name, branch, error)
+    _defer(database_name, [found])
+    return SweepReport(quarantined=1) if resolution.quarantined else SweepReport(deferred=1)
+
+
+def _defer(database_name: str, found: list[SagaRecord]) -> None:
+    """Look again later, later each time: capped exponential, with jitter so that workers do not meet."""
+    with detached_transaction(database_name) as tx:
+        tx.mark_written()
+        for one in found:
+            delay_s = min(_BACK_OFF_CAP_S, 0.2 * 2 ** min(one.attempts, 20)) * random.uniform(0.5, 1.0)  # noqa: S311
+            tx.connection.execute(
+                sa.update(records)
+                .where(
+                    records.c.saga_id == one.header.saga_id,
+                    records.c.participant == one.participant,
+                    records.c.state == one.state,
+                )
+                .values(next_at_ms=now_ms() + int(delay_s * 1000), attempts=records.c.attempts + 1)
+            )
