@@ -46,8 +46,10 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     return report
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say loudly which servers were missing and what was not tested for want of them."""
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Generator[None]:
+    """Say loudly, last of all, which servers were missing and how much was not tested for want of them."""
+    yield
     skipped = terminalreporter.stats.get("skipped", [])
     lines = servers.untested(report.longrepr[2] for report in skipped if isinstance(report.longrepr, tuple))
     if lines:
