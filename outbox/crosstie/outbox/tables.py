@@ -39,6 +39,8 @@ METADATA: Final = sa.MetaData()
 
 LongText: Final = sa.Text().with_variant(mysql.LONGTEXT(), "mysql", "mariadb")
 Name: Final = sa.String(120)
+Origin: Final = sa.String(140)
+"""A database's name when a lane was made there, and a random part: no other lane, and no later one, is called so."""
 
 
 def _state_check(column: str, *states: str, name: str) -> sa.CheckConstraint:
@@ -99,7 +101,8 @@ outbox: Final = sa.Table(
     *_event_columns(),
     sa.PrimaryKeyConstraint("route", "lane", "id"),
     # InnoDB clusters by the key above and asks for an index that begins with the numbered column.
-    sa.UniqueConstraint("id", name="crosstie_outbox_id").ddl_if(dialect=("mysql", "mariadb")),
+    # ddl_if takes a tuple of dialects, by its documentation if not by its annotation.
+    sa.UniqueConstraint("id", name="crosstie_outbox_id").ddl_if(dialect=("mysql", "mariadb")),  # type: ignore[arg-type]
     **_MYSQL,
 )
 _SQLITE_OUTBOX: Final = sa.Table(
@@ -119,6 +122,7 @@ lane: Final = sa.Table(
     METADATA,
     sa.Column("route", Name, primary_key=True),
     sa.Column("lane", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("origin", Origin, nullable=False),
     sa.Column("epoch", sa.BigInteger, nullable=False, default=0),
     sa.Column("owner", sa.String(120), nullable=False, default=""),
     sa.Column("lease_until_ms", sa.BigInteger, nullable=False, default=0),
@@ -141,7 +145,7 @@ route: Final = sa.Table(
 inbox: Final = sa.Table(
     "crosstie_inbox",
     METADATA,
-    sa.Column("source", Name, primary_key=True),
+    sa.Column("origin", Origin, primary_key=True),
     sa.Column("route", Name, primary_key=True),
     sa.Column("lane", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("epoch", sa.BigInteger, nullable=False, default=0),

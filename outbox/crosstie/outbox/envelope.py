@@ -1,0 +1,97 @@
+"""An event as it is stored: its JSON, and what the relay must know without reading it."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID, uuid4
+
+from pydantic import ValidationError
+
+from crosstie.outbox.errors import EventInvalid, EventUnreadable
+from crosstie.outbox.event import Event, event_class
+
+__all__ = ["Envelope"]
+
+MAX_KEY_LENGTH = 190
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """One publication of an event; `uid` is the same in every database that it reaches."""
+
+    uid: str
+    key: str
+    type: str
+    schema_version: int
+    payload: str = field(repr=False)
+    headers: Mapping[str, str] = field(repr=False)
+
+    @classmethod
+    def of(cls, event: Event) -> Envelope:
+        """Wrap an event that is being published. Raises EventInvalid."""
+        uid = str(uuid4())
+        return cls(
+            uid=uid,
+            key=_key(event) if event.__key__ is not None else uid,
+            type=event.__event_type__,
+            schema_version=event.__schema_version__,
+            payload=event.model_dump_json(round_trip=True),
+            headers=event.event_headers,
+        )
+
+    @property
+    def partition(self) -> int:
+        """A stable number from 0 to 2³²-1 that events of one key share; modulo the number of lanes, the lane."""
+        return zlib.crc32(self.key.encode())
+
+    @property
+    def headers_json(self) -> str:
+        """The headers as they are stored."""
+        return json.dumps(dict(self.headers), separators=(",", ":"), ensure_ascii=False)
+
+    def open(self) -> Event:
+        """The event again. Raises UnknownEventType, EventUnreadable."""
+        cls = event_class(self.type)
+        if self.schema_version > cls.__schema_version__:
+            raise EventUnreadable(
+                f"event type {self.type!r}: expected schema version {cls.__schema_version__} or older, found "
+                f"{self.schema_version}. This worker runs older code than the producer: deploy it, the event waits."
+            )
+        try:
+            # By field names, as it was written: aliases are for the outside.
+            event = cls.model_validate_json(self.payload, by_alias=False, by_name=True)
+        except ValidationError as error:
+            raise EventUnreadable(f"event type {self.type!r} does not fit its class: {_complaints(error)}.") from None
+        return event.with_headers(self.headers) if self.headers else event
+
+
+def _key(event: Event) -> str:
+    name = event.__key__
+    assert name is not None
+    value: Any = getattr(event, name)
+    if type(value) not in (str, int, UUID):
+        # As JSON has it: enums by value, dates in ISO form, so that every producer writes one key alike.
+        value = event.model_dump(mode="json", include={name})[name]
+    if value is None or isinstance(value, dict | list):
+        raise EventInvalid(
+            f"{type(event).__qualname__}.{name} is its key, and keys are single values; found {type(value).__name__}."
+        )
+    key = str(value)
+    if not 0 < len(key) <= MAX_KEY_LENGTH or "\x00" in key:
+        raise EventInvalid(
+            f"{type(event).__qualname__}.{name} is its key: expected 1 to {MAX_KEY_LENGTH} characters without NUL, "
+            f"found {len(key)}."
+        )
+    return key
+
+
+def _complaints(error: ValidationError) -> str:
+    """Which fields are wrong and how, without their values: the text is stored and shown."""
+    return "; ".join(
+        f"{'.'.join(map(str, item['loc'])) or 'the whole'}: {item['type']}"
+        for item in error.errors(include_input=False, include_url=False, include_context=False)
+    )

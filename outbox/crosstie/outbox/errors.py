@@ -1,0 +1,108 @@
+"""What can go wrong with events, subscriptions and the relay."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from crosstie.orm.errors import CrosstieError
+
+__all__ = [
+    "DeliveryFailed",
+    "EventDefinitionError",
+    "EventInvalid",
+    "EventUnreadable",
+    "ForeignWrite",
+    "LeaseLost",
+    "NoOutboxChosen",
+    "NoSubscriber",
+    "OutboxError",
+    "RelayMisused",
+    "TargetFailed",
+    "UnknownEventType",
+]
+
+
+class OutboxError(CrosstieError):
+    """The root of the outbox's errors."""
+
+    code = "outbox"
+
+
+class EventDefinitionError(OutboxError):
+    """An event class or a subscriber is not declared in a way that can be used."""
+
+    code = "outbox.definition"
+
+
+class EventInvalid(OutboxError):
+    """An event cannot be published with the values that it has."""
+
+    code = "outbox.event-invalid"
+
+
+class NoOutboxChosen(OutboxError):
+    """Nothing says into which database's outbox an event shall be written."""
+
+    code = "outbox.none-chosen"
+
+
+class EventUnreadable(OutboxError):
+    """A stored event does not fit the class that this process has for it."""
+
+    code = "outbox.event-unreadable"
+
+
+class UnknownEventType(EventUnreadable):
+    """A stored event has a type for which this process has no class."""
+
+    code = "outbox.unknown-type"
+
+
+class NoSubscriber(EventUnreadable):
+    """A stored event goes to a database for which this process has no subscriber."""
+
+    code = "outbox.no-subscriber"
+
+
+class ForeignWrite(OutboxError):
+    """A subscriber wrote to another database than the one that it is declared for."""
+
+    code = "outbox.foreign-write"
+
+
+class RelayMisused(OutboxError):
+    """The relay was called from inside a transaction, whose outcome its own commits must not depend on."""
+
+    code = "outbox.relay-misused"
+
+
+class LeaseLost(OutboxError):
+    """Another worker took the lane before this one had finished; nothing was acknowledged."""
+
+    code = "outbox.lease-lost"
+    retryable = True
+
+
+class DeliveryFailed(OutboxError):
+    """A subscriber raised, or its event could not be read; the target was rolled back.
+
+    `position` is the event's place among those that were being applied. The message never quotes the event or the
+    exception's text, because it is stored and shown.
+    """
+
+    code: ClassVar[str] = "outbox.delivery-failed"
+    retryable: ClassVar[bool] = True
+    position: int = 0
+    passing: bool = False
+    """The database or the network caused it: the same event may well pass next time."""
+
+
+class TargetFailed(OutboxError):
+    """The target database did not let the relay do its work; nothing was lost.
+
+    `whole_route`: no lane of the route would fare better now.
+    """
+
+    code: ClassVar[str] = "outbox.target-failed"
+    retryable: ClassVar[bool] = True
+    whole_route: bool = False

@@ -1,0 +1,110 @@
+"""Publishing: events are kept until their transaction commits, and written as its last act.
+
+Late, because a row's lock must come before its event's id (then ids of one key ascend in commit order), and because one
+statement for all of them is the cheapest there is.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from functools import partial
+from typing import Final
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from crosstie.orm.driver_errors import mapped_errors
+from crosstie.orm.errors import CrossDatabaseWriteWarning
+from crosstie.orm.transaction import LocalTransaction, active_unit, current, open_transactions, transaction
+from crosstie.outbox import doorbell
+from crosstie.outbox.envelope import Envelope
+from crosstie.outbox.errors import NoOutboxChosen
+from crosstie.outbox.event import Event, EventBuffer
+from crosstie.outbox.insertion import insert_events
+
+__all__ = ["enqueue", "publish", "publish_event"]
+
+EVENTS: Final = "outbox.events"
+SAGA_ID: Final = "outbox.saga_id"
+
+
+def publish(event: Event, to: sa.Connection | Session) -> None:
+    """Write the event at once on the caller's SQLAlchemy connection or session, which is never committed here.
+
+    A session is flushed first, so that the rows which the event tells of are locked before it gets its id. No doorbell
+    rings for it: a sweep finds it. Raises EventInvalid, NoSuchTable, and what else the database answers.
+    """
+    envelope = Envelope.of(event)
+    if isinstance(to, Session):
+        to.flush()
+        connection = to.connection()
+    else:
+        connection = to
+    url = connection.engine.url
+    with mapped_errors(str(url.database), url.render_as_string(hide_password=True)):
+        insert_events(connection, [envelope])
+
+
+def publish_event(event: Event, database: str | None = None) -> None:
+    """What `Event.publish` does."""
+    name = database or event.__connection__
+    unit = active_unit()
+    buffer: object = unit
+    if name is None and isinstance(buffer, EventBuffer):
+        buffer.buffer_event(event)
+        return
+    if name is None:
+        name = _only_open_database(event)
+    tx = current(name) or (unit.transaction(name) if unit is not None else None)
+    if tx is not None:
+        tx.require_healthy()
+        enqueue(tx, [event])
+        return
+    if open_transactions():
+        warnings.warn(
+            f"{type(event).__qualname__} is published in {name!r} inside a transaction of "
+            f"{', '.join(map(repr, open_transactions()))}: it is committed by itself, and stays when that transaction "
+            "rolls back. Wrap both in `with saga(...)`.",
+            CrossDatabaseWriteWarning,
+            stacklevel=3,
+        )
+    with transaction(name) as own:
+        enqueue(own, [event])
+
+
+def enqueue(tx: LocalTransaction, events: Iterable[Event]) -> None:
+    """Write these events when `tx` commits; a savepoint that rolls back takes them along.
+
+    Raises EventInvalid.
+    """
+    envelopes = [Envelope.of(event) for event in events]
+    if not envelopes:
+        return
+    tx.mark_written()
+    tx.ledger(EVENTS).extend(envelopes)
+    # Registered again after a rolled-back savepoint has cut it away, and by a hook that publishes after it has run.
+    if _write not in tx.ledger("before_commit"):
+        tx.before_commit(_write)
+
+
+def _write(tx: LocalTransaction) -> None:
+    waiting = tx.ledger(EVENTS)
+    envelopes = list(waiting)
+    waiting.clear()
+    saga_id = next(iter(tx.ledgers.get(SAGA_ID, ())), None)
+    with tx.mapped_errors():
+        routes = insert_events(tx.connection, envelopes, saga_id=saga_id, want_routes=doorbell.is_heard())
+    for route in sorted(routes):
+        tx.after_commit(partial(doorbell.ring, tx.database.name, route))
+
+
+def _only_open_database(event: Event) -> str:
+    names = list(open_transactions())
+    if len(names) == 1:
+        return names[0]
+    found = f"transactions are open on {', '.join(map(repr, names))}" if names else "no transaction is open"
+    raise NoOutboxChosen(
+        f"{type(event).__qualname__} needs a database in whose outbox it is written, and {found}. Publish it inside "
+        "`with transaction(...)` or `with saga(...)`, or name one: publish(database=…), or __connection__ on the class."
+    )
