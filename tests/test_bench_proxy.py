@@ -94,6 +94,19 @@ def test_the_lost_acknowledgement_of_a_commit(served: TestDatabase, proxy_to: Pr
     assert items(served) == 1
 
 
+def test_an_answer_is_waited_for_however_long_it_takes(served: TestDatabase, proxy_to: ProxyTo) -> None:
+    """The trigger acts when the server has finished, not when the request has gone out."""
+    slow = {"postgresql": "pg_sleep(0.3)", "mariadb": "(SELECT sleep(0.3)) AS pause"}[served.kind]
+    proxy = proxy_to(served)
+    with ThreadPoolExecutor(1) as pool, closing(connect(served, proxy)) as connection:
+        trigger = proxy.cut_after(b"INSERT")
+        insert = pool.submit(run, connection, f"INSERT INTO item SELECT 1 FROM {slow}")
+        trigger.wait()
+        assert items(served) == 1
+        with pytest.raises(LOST):
+            insert.result(timeout=10)
+
+
 def test_the_lost_commit(served: TestDatabase, proxy_to: ProxyTo) -> None:
     """The client sees the same error, and the row never comes."""
     proxy = proxy_to(served)
@@ -108,7 +121,7 @@ def test_the_lost_commit(served: TestDatabase, proxy_to: ProxyTo) -> None:
 
 
 def test_a_commit_forwarded_before_the_cut_arrives(served: TestDatabase, proxy_to: ProxyTo) -> None:
-    """The server's end is closed in order, so the last request is still executed there."""
+    """The client sees an error, and the last request is still executed."""
     proxy = proxy_to(served)
     with closing(connect(served, proxy)) as connection:
         begin_insert(connection)
@@ -117,6 +130,21 @@ def test_a_commit_forwarded_before_the_cut_arrives(served: TestDatabase, proxy_t
             run(connection, "COMMIT")
     trigger.wait()
     eventually(lambda: items(served) == 1, describe="the commit that was forwarded")
+
+
+def test_the_servers_end_is_closed_in_order_after_what_was_forwarded() -> None:
+    """A server that reads late still gets the request, and then an ordinary end: no reset overtakes it."""
+    with socket.create_server(("127.0.0.1", 0)) as server, Proxy(*server.getsockname()) as proxy:
+        trigger = proxy.cut_after(b"COMMIT", moment="forwarded")
+        with socket.create_connection(("127.0.0.1", proxy.port), timeout=10) as client:
+            client.sendall(b"COMMIT")
+            trigger.wait()
+            with pytest.raises(ConnectionResetError):
+                client.recv(1)
+        with server.accept()[0] as connection:
+            connection.settimeout(10)
+            assert connection.recv(100) == b"COMMIT"
+            assert connection.recv(100) == b""
 
 
 @pytest.mark.parametrize("moment", ["withheld", "answered"])
