@@ -1,1 +1,29 @@
 """An outbox in each database, and the relay that carries its events to the others."""
+
+from crosstie.outbox.backlog import RouteBacklog, pending
+from crosstie.outbox.envelope import Envelope
+from crosstie.outbox.errors import OutboxError
+from crosstie.outbox.event import Event, EventBuffer
+from crosstie.outbox.publish import publish
+from crosstie.outbox.route import SyncReport, sync_routes
+from crosstie.outbox.subscription import subscriber
+from crosstie.outbox.sweep import drain, sweep_lanes
+from crosstie.outbox.tables import create_tables, drop_tables, has_tables
+
+__all__ = [
+    "Envelope",
+    "Event",
+    "EventBuffer",
+    "OutboxError",
+    "RouteBacklog",
+    "SyncReport",
+    "create_tables",
+    "drain",
+    "drop_tables",
+    "has_tables",
+    "pending",
+    "publish",
+    "subscriber",
+    "sweep_lanes",
+    "sync_routes",
+]

@@ -92,6 +92,6 @@ def _key(event: Event) -> str:
 def _complaints(error: ValidationError) -> str:
     """Which fields are wrong and how, without their values: the text is stored and shown."""
     return "; ".join(
-        f"{'.'.join(map(str, item['loc'])) or 'the whole'}: {item['type']}"
+        f"{item['loc'][0] if item['loc'] else 'the whole'}: {item['type']}"
         for item in error.errors(include_input=False, include_url=False, include_context=False)
     )

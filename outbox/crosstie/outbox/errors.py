@@ -12,6 +12,7 @@ __all__ = [
     "EventInvalid",
     "EventUnreadable",
     "ForeignWrite",
+    "InboxMissing",
     "LeaseLost",
     "NoOutboxChosen",
     "NoSubscriber",
@@ -106,3 +107,9 @@ class TargetFailed(OutboxError):
     code: ClassVar[str] = "outbox.target-failed"
     retryable: ClassVar[bool] = True
     whole_route: bool = False
+
+
+class InboxMissing(TargetFailed):
+    """The lane has no row in the target's inbox."""
+
+    code: ClassVar[str] = "outbox.inbox-missing"

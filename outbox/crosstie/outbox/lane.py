@@ -1,0 +1,163 @@
+"""Lanes are claimed under a lease, so a lane has at most one live owner.
+
+Invariant: every statement of an owner says `WHERE epoch = mine`; a lapsed owner changes nothing. The lease's time only
+says when another may try: what keeps the lapsed one out is the epoch, here and in the target's inbox.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import sqlalchemy as sa
+
+from crosstie.orm.clock import now_ms
+from crosstie.orm.database import Database
+from crosstie.outbox.errors import LeaseLost
+from crosstie.outbox.tables import lane as lanes
+from crosstie.outbox.tables import outbox
+
+__all__ = ["Candidate", "Lease", "back_off", "backoff_s", "claim", "hold", "lanes_with_work", "release", "renew"]
+
+FIRST_BACKOFF_S: Final = 0.2
+LONGEST_BACKOFF_S: Final = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A lane that was seen free and with work; `epoch` is what the claim compares."""
+
+    route: str
+    lane: int
+    origin: str
+    epoch: int
+    failures: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right to drain a lane, until somebody raises its epoch again."""
+
+    route: str
+    lane: int
+    origin: str
+    epoch: int
+    failures: int
+    """How often in a row the lane has failed."""
+    lease_s: float
+
+
+def lanes_with_work(source: Database, route: str | None = None) -> list[Candidate]:
+    """Lanes that nobody owns, that are not backing off and that hold events. Raises DatabaseUnavailable."""
+    # One probe into the outbox's index per lane; EXISTS may be planned as a scan of the whole outbox instead.
+    oldest = (
+        sa.select(outbox.c.id)
+        .where(outbox.c.route == lanes.c.route, outbox.c.lane == lanes.c.lane)
+        .order_by(outbox.c.id)
+        .limit(1)
+        .correlate(lanes)
+        .scalar_subquery()
+    )
+    query = sa.select(lanes.c.route, lanes.c.lane, lanes.c.origin, lanes.c.epoch, lanes.c.failures).where(
+        lanes.c.lease_until_ms < now_ms(), lanes.c.ready_at_ms <= now_ms(), oldest.is_not(None)
+    )
+    if route is not None:
+        query = query.where(lanes.c.route == route)
+    with source.mapped_errors(), source.autocommit.connect() as connection:
+        return [Candidate(*row) for row in connection.execute(query)]
+
+
+def claim(source: Database, candidate: Candidate, *, owner: str, lease_s: float) -> Lease | None:
+    """Claim a lane for `lease_s` seconds of the database's clock, by compare-and-set of its epoch.
+
+    Returns None where somebody else was first, or the lane backs off. Raises DatabaseUnavailable.
+    """
+    statement = (
+        sa.update(lanes)
+        .where(
+            lanes.c.route == candidate.route,
+            lanes.c.lane == candidate.lane,
+            lanes.c.epoch == candidate.epoch,
+            lanes.c.lease_until_ms < now_ms(),
+            lanes.c.ready_at_ms <= now_ms(),
+        )
+        .values(owner=owner[:120], epoch=lanes.c.epoch + 1, lease_until_ms=now_ms() + int(lease_s * 1000))
+    )
+    with source.mapped_errors(), source.autocommit.connect() as connection:
+        if connection.execute(statement).rowcount != 1:
+            return None
+    return Lease(
+        candidate.route, candidate.lane, candidate.origin, candidate.epoch + 1, candidate.failures, float(lease_s)
+    )
+
+
+def renew(connection: sa.Connection, lease: Lease) -> Lease:
+    """Prolong the lease after work that succeeded, as the first statement of an acknowledging transaction.
+
+    Raises LeaseLost where another worker owns the lane by now; the caller must roll back.
+    """
+    values = {"lease_until_ms": now_ms() + int(lease.lease_s * 1000), "failures": 0, "last_error": None}
+    if connection.execute(_mine(lease, values)).rowcount != 1:
+        raise LeaseLost(
+            f"lane {lease.lane} of route {lease.route!r} is no longer owned under epoch {lease.epoch}: another worker "
+            "took it after the lease had run out. It goes on from what this one has applied; nothing is to be done."
+        )
+    return replace(lease, failures=0)
+
+
+def release(source: Database, lease: Lease) -> bool:
+    """Give the lane back; False where it was already somebody else's."""
+    return _end(source, lease, {})
+
+
+def hold(source: Database, lease: Lease, *, delay_s: float) -> bool:
+    """Give the lane back, to be tried again after `delay_s`: its next event waits for a saga."""
+    return _end(source, lease, {"ready_at_ms": now_ms() + int(delay_s * 1000)})
+
+
+def back_off(source: Database, lease: Lease, *, delay_s: float, error: str, whole_route: bool = False) -> bool:
+    """Give the lane back after a failure, to be tried again after `delay_s`; False where it was somebody else's.
+
+    `whole_route` lets the route's other free lanes wait too, in one statement: with a target that is down, each of them
+    would cost another connection attempt.
+    """
+    values: dict[str, Any] = {
+        "ready_at_ms": now_ms() + int(delay_s * 1000),
+        "failures": lease.failures + 1,
+        "last_error": error,
+    }
+    mine = _end(source, lease, values)
+    if mine and whole_route:
+        others = (
+            sa.update(lanes)
+            .where(
+                lanes.c.route == lease.route,
+                lanes.c.lease_until_ms < now_ms(),
+                lanes.c.failures <= lease.failures,
+                lanes.c.ready_at_ms <= now_ms(),
+            )
+            .values(values)
+        )
+        with source.mapped_errors(), source.autocommit.connect() as connection:
+            connection.execute(others)
+    return mine
+
+
+def backoff_s(failures: int, *, jitter: float) -> float:
+    """Seconds until a lane that has failed `failures` times before is tried again: 0.2 · 2ⁿ, at most 60.
+
+    `jitter` in [0, 1) takes up to half of it away, so that lanes that failed together do not return together.
+    """
+    return min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2.0 ** min(failures, 16)) * (1 - jitter / 2)
+
+
+def _end(source: Database, lease: Lease, values: Mapping[str, Any]) -> bool:
+    statement = _mine(lease, {"lease_until_ms": 0, "owner": "", **values})
+    with source.mapped_errors(), source.autocommit.connect() as connection:
+        return connection.execute(statement).rowcount == 1
+
+
+def _mine(lease: Lease, values: Mapping[str, Any]) -> sa.Update:
+    owned = sa.and_(lanes.c.route == lease.route, lanes.c.lane == lease.lane, lanes.c.epoch == lease.epoch)
+    return sa.update(lanes).where(owned).values(**values)

@@ -1,0 +1,92 @@
+"""Subscribers: functions that take an event inside the local transaction of the database they are declared for."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from crosstie.outbox.envelope import Envelope
+from crosstie.outbox.errors import EventDefinitionError
+from crosstie.outbox.event import Event
+
+__all__ = ["Subscription", "handlers", "subscriber", "subscriptions"]
+
+F = TypeVar("F", bound=Callable[..., object])
+
+
+@dataclass(frozen=True)
+class Subscription:
+    """One function that one type of event reaches in one database; the database's name is the route's."""
+
+    event: type[Event]
+    route: str
+    function: Callable[..., object]
+    takes_envelope: bool
+
+    @property
+    def name(self) -> str:
+        """Module and qualified name of the function."""
+        return _name(self.function)
+
+    def __call__(self, event: Event, envelope: Envelope) -> None:
+        """Hand the event to the function."""
+        if self.takes_envelope:
+            self.function(event, envelope)
+        else:
+            self.function(event)
+
+
+_subscriptions: dict[tuple[str, str], dict[str, Subscription]] = {}
+
+
+def subscriber(event: type[Event], *, database: str) -> Callable[[F], F]:
+    """Call the function for every event of this class, once, inside a local transaction of `database`.
+
+    It takes the event, and as a second argument, if it has one, its `Envelope` (uid, key, headers). What it writes to
+    `database` becomes durable exactly once, together with the record that it has; writing to another one raises
+    ForeignWrite. If it raises, its transaction is rolled back and the event comes again later.
+
+    Raises EventDefinitionError for a coroutine function or another number of parameters.
+    """
+
+    def register(function: F) -> F:
+        found = Subscription(event, database, function, _takes_envelope(function))
+        # By name: a module that is loaded again replaces its subscribers instead of doubling them.
+        _subscriptions.setdefault((database, event.__event_type__), {})[found.name] = found
+        return function
+
+    return register
+
+
+def handlers(route: str, event_type: str) -> tuple[Subscription, ...]:
+    """This process's subscribers to the type in the route's database, in the order of their declaration."""
+    return tuple(_subscriptions.get((route, event_type), {}).values())
+
+
+def subscriptions() -> list[tuple[str, type[Event]]]:
+    """Every (route, event class) with a subscriber in this process."""
+    return [(route, next(iter(found.values())).event) for (route, _), found in _subscriptions.items() if found]
+
+
+def _name(function: Callable[..., Any]) -> str:
+    return f"{function.__module__}.{getattr(function, '__qualname__', type(function).__qualname__)}"
+
+
+def _takes_envelope(function: Callable[..., Any]) -> bool:
+    if inspect.iscoroutinefunction(function):
+        raise EventDefinitionError(
+            f"subscriber {_name(function)} is a coroutine function; the relay runs plain functions, in the transaction "
+            "of its thread."
+        )
+    parameters = inspect.signature(function).parameters.values()
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    accepted = [one for one in parameters if one.kind in kinds]
+    required = [one for one in accepted if one.default is inspect.Parameter.empty]
+    if not accepted or len(required) > 2:
+        raise EventDefinitionError(
+            f"subscriber {_name(function)}: expected the parameters (event) or (event, envelope), found "
+            f"{inspect.signature(function)}."
+        )
+    return len(required) == 2
