@@ -1,0 +1,211 @@
+"""The command `crosstie`."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import sys
+from dataclasses import asdict
+from enum import StrEnum
+from typing import Annotated, Any, Final, cast
+
+import typer
+
+from crosstie.orm.connection import ConnectionManager
+from crosstie.orm.errors import CrosstieError
+from crosstie.outbox.tables import create_tables
+from crosstie.workers import presentation
+from crosstie.workers.errors import NothingConfigured
+from crosstie.workers.imports import add_working_directory, import_modules
+from crosstie.workers.status import read_status
+from crosstie.workers.sweep import sync_subscriptions
+
+__all__ = ["cli", "main"]
+
+FAILED: Final = 1
+REFUSED: Final = 2
+
+cli = typer.Typer(
+    help="Keep data consistent across several databases.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Imports = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--import",
+        "-i",
+        metavar="MODULE",
+        help="A module with models or subscribers; may be repeated.",
+        show_default=False,
+    ),
+]
+
+
+class Pool(StrEnum):
+    """The pools that a worker can run its tasks in."""
+
+    PREFORK = "prefork"
+    SOLO = "solo"
+    THREADS = "threads"
+
+
+class LogLevel(StrEnum):
+    """How much a worker or a beat writes to its log."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"crosstie {importlib.metadata.version('crosstie')}")
+        raise typer.Exit
+
+
+@cli.callback()
+def _options(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Keep data consistent across several databases."""
+
+
+def prepare(imports: list[str] | None) -> None:
+    """Read the configuration and import the modules that define models and subscribers.
+
+    Raises ConfigurationError, ImportFailed, NothingConfigured.
+    """
+    add_working_directory()
+    if imports:
+        # Into the environment, where the configuration is read from: a module may configure anew, and a worker's
+        # children may be started afresh.
+        wanted = list(dict.fromkeys([*ConnectionManager.settings().imports, *imports]))
+        os.environ["CROSSTIE_IMPORTS"] = json.dumps(wanted)
+        if not ConnectionManager.settings().connections:
+            ConnectionManager.dispose()
+    import_modules(imports or [])
+    if not ConnectionManager.names():
+        raise NothingConfigured(
+            "no database is configured. Expected a section [connections.default] with driver and database in "
+            "crosstie.toml of this folder, variables such as CROSSTIE_CONNECTIONS__DEFAULT__DRIVER, or an imported "
+            "module (--import) that calls ConnectionManager.configure({...})."
+        )
+
+
+def _celery(arguments: list[str]) -> int:
+    from crosstie.workers.application import app
+
+    return cast("int | None", app.start(arguments)) or 0
+
+
+@cli.command()
+def init(imports: Imports = None) -> None:
+    """Create crosstie's tables in every writable database, and write the subscriptions into them.
+
+    Safe to repeat: what exists is left as it is.
+    """
+    prepare(imports)
+    failed = False
+    for name in ConnectionManager.names(writable=True):
+        database = ConnectionManager.get(name)
+        try:
+            made = create_tables(database)
+            report = sync_subscriptions(name)
+        except CrosstieError as error:
+            failed = True
+            presentation.show_error(str(error))
+        else:
+            presentation.show_line(
+                f"{name} ({database.settings.address()}): "
+                + (f"created {', '.join(made)}" if made else "all tables exist")
+                + "".join(f"; events {type_!r} go to {route!r}" for route, type_ in report.added.get(name, ()))
+            )
+    if failed:
+        raise typer.Exit(REFUSED)
+
+
+@cli.command()
+def worker(
+    concurrency: Annotated[
+        int | None,
+        typer.Option("--concurrency", "-c", min=1, help="Processes or threads; the number of CPUs if not given."),
+    ] = None,
+    pool: Annotated[Pool, typer.Option("--pool", "-P", help="What tasks run in.")] = Pool.PREFORK,
+    loglevel: Annotated[LogLevel, typer.Option("--loglevel", "-l", case_sensitive=False)] = LogLevel.INFO,
+    name: Annotated[
+        str | None, typer.Option("--name", "-n", help="The worker's name, if several run on one machine.")
+    ] = None,
+    imports: Imports = None,
+) -> None:
+    """Run a Celery worker that finishes sagas, delivers events and prunes records, until it is told to stop."""
+    prepare(imports)
+    arguments = ["worker", "--loglevel", loglevel.value, "--pool", pool.value]
+    # Workers of crosstie have nothing to say to each other; the databases' rows say it all.
+    arguments += ["--without-gossip", "--without-mingle", "--without-heartbeat"]
+    arguments += ["--concurrency", str(concurrency)] if concurrency else []
+    arguments += ["--hostname", name if "@" in name else f"{name}@%h"] if name else []
+    raise typer.Exit(_celery(arguments))
+
+
+@cli.command()
+def beat(
+    loglevel: Annotated[LogLevel, typer.Option("--loglevel", "-l", case_sensitive=False)] = LogLevel.INFO,
+    imports: Imports = None,
+) -> None:
+    """Run a Celery beat; optional, since workers do what is due by themselves."""
+    prepare(imports)
+    raise typer.Exit(_celery(["beat", "--loglevel", loglevel.value]))
+
+
+@cli.command()
+def status(
+    as_json: Annotated[bool, typer.Option("--json", help="For programs: one JSON document.")] = False,
+    imports: Imports = None,
+) -> None:
+    """Show whether the databases answer, and which sagas and events in them are unfinished.
+
+    Exit status 1 if a database does not answer or lacks crosstie's tables.
+    """
+    prepare(imports)
+    found = read_status()
+    if as_json:
+        typer.echo(json.dumps({"databases": [asdict(one) for one in found]}, indent=2))
+    else:
+        presentation.show_status(found)
+    if not all(one.healthy for one in found):
+        raise typer.Exit(FAILED)
+
+
+@cli.command()
+def sweep(
+    once: Annotated[bool, typer.Option("--once", help="Sweep every database once, then end: for cron.")] = False,
+    imports: Imports = None,
+) -> None:
+    """Do a worker's work without Celery: finish sagas and deliver events by looking for them.
+
+    Exit status 1 if a database could not be swept.
+    """
+    prepare(imports)
+    from crosstie.workers.foreground import sweep_forever, sweep_once
+
+    if not once:
+        raise typer.Exit(sweep_forever())
+    if not sweep_once():
+        raise typer.Exit(FAILED)
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """The console script: an error of ours is a message and exit status 2, never a traceback."""
+    try:
+        return cli(arguments, prog_name="crosstie")
+    except CrosstieError as error:
+        presentation.show_error(str(error))
+        sys.exit(REFUSED)

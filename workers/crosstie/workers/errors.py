@@ -1,0 +1,34 @@
+"""Errors of the workers and of the command line."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from crosstie.orm.errors import ConfigurationError, CrosstieError
+
+__all__ = ["ImportFailed", "NothingConfigured", "TickLost", "WorkerError"]
+
+
+class WorkerError(CrosstieError):
+    """A background job cannot go on."""
+
+    code: ClassVar[str] = "worker"
+
+
+class TickLost(WorkerError):
+    """Another process took over this slot of a scheduled job."""
+
+    code = "worker.tick-lost"
+    retryable = True
+
+
+class ImportFailed(ConfigurationError):
+    """A module that the configuration names in `imports` cannot be imported."""
+
+    code = "config.import-failed"
+
+
+class NothingConfigured(ConfigurationError):
+    """No database is configured."""
+
+    code = "config.no-connection"

@@ -1,0 +1,86 @@
+"""What the command line shows: coloured on a terminal, plain text in a pipe."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from typing import Final
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from crosstie.workers.status import DatabaseStatus
+from crosstie.workers.sweep import Swept
+
+__all__ = ["console", "show_error", "show_line", "show_status", "show_swept", "table"]
+
+PIPE_WIDTH: Final = 160
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console on the stream as it is now; a pipe gets a fixed width, since it has none of its own."""
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(file=stream, width=None if stream.isatty() else PIPE_WIDTH, highlight=False)
+
+
+def table(*headers: str, numbers: Iterable[str] = ()) -> Table:
+    """An empty table; columns named in `numbers` are right-aligned."""
+    made = Table(box=box.SIMPLE_HEAD if sys.stdout.isatty() else None, pad_edge=False)
+    for header in headers:
+        made.add_column(header, justify="right" if header in numbers else "left", overflow="fold")
+    return made
+
+
+def show_line(text: str) -> None:
+    """One line, not wrapped."""
+    console().print(Text(text), soft_wrap=True)
+
+
+def show_error(text: str) -> None:
+    """An error of ours, on standard error."""
+    console(stderr=True).print(Text.assemble(("error: ", "bold red"), text), soft_wrap=True)
+
+
+def show_status(found: Iterable[DatabaseStatus]) -> None:
+    """The databases, then the routes that have events or failures."""
+    found = list(found)
+    databases = table(
+        "database", "address", "answers in", "applied", "aborted", "quarantined",
+        numbers=("answers in", "applied", "aborted", "quarantined"),
+    )  # fmt: skip
+    routes = table(
+        "database", "route", "events", "oldest", "failing lanes", "last error",
+        numbers=("events", "oldest", "failing lanes"),
+    )  # fmt: skip
+    for one in found:
+        sagas = [str(one.unresolved_sagas.get(state, "-")) for state in ("applied", "aborted", "quarantined")]
+        ping = "-" if one.ping_s is None else f"{one.ping_s * 1000:.1f} ms"
+        databases.add_row(one.name, one.address + (" (read only)" if one.read_only else ""), ping, *sagas)
+        for route in one.routes:
+            routes.add_row(
+                one.name,
+                route.route,
+                str(route.depth),
+                "-" if route.oldest_s is None else f"{route.oldest_s:.1f} s",
+                str(route.failing_lanes),
+                route.last_error or "",
+            )
+    shown = console()
+    shown.print(databases)
+    if routes.row_count:
+        shown.print()
+        shown.print(routes)
+    for one in found:
+        if one.error is not None:
+            show_error(f"{one.name}: {one.error}")
+
+
+def show_swept(swept: Swept) -> None:
+    """One database after one sweep."""
+    sagas = swept.sagas
+    show_line(
+        f"{swept.database}: sagas settled {sagas.settled}, aborted {sagas.aborted}, deferred {sagas.deferred}, "
+        f"quarantined {sagas.quarantined}; events delivered {swept.events}"
+    )

@@ -1,0 +1,173 @@
+"""The process that sweeps every database once a second: the net under all doorbells.
+
+One thread for each database, so that one that is down or deaf delays no other. The threads run handlers, which are the
+user's code: a crash takes this process with it and the keeper starts another; a handler that hangs is ended with it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from crosstie.orm.connection import ConnectionManager
+from crosstie.workers import doorbell
+from crosstie.workers.deployment import claiming_database
+from crosstie.workers.keeper import Wakeup, orphaned
+from crosstie.workers.outages import Outages
+from crosstie.workers.schedule import Job, run_if_due
+from crosstie.workers.sweep import database_jobs, process_owner, sweep_database, sync_subscriptions
+
+__all__ = ["DatabaseLoop", "run_sweeper"]
+
+logger = logging.getLogger(__name__)
+
+JOBS_INTERVAL_S: Final = 10.0
+STALL_S: Final = 300.0
+"""As long as the hard time limit of a Celery task: a sweep that takes longer hangs in somebody's handler."""
+JOIN_TIMEOUT_S: Final = 8.0
+_STALLED: Final = 75
+
+
+class _Loop:
+    """A thread that does the same thing again and again, survives its errors, and can be seen to hang."""
+
+    def __init__(self, name: str, interval_s: float, outages: Outages) -> None:
+        self.name = name
+        self.interval_s = interval_s
+        self.outages = outages
+        self.stopping = False
+        self.busy_since: float | None = None
+        self._wake = threading.Event()
+        self.thread = threading.Thread(target=self._run, name=f"crosstie-{name}", daemon=True)
+
+    def wake(self) -> None:
+        """Begin the next round now."""
+        self._wake.set()
+
+    def stop(self) -> None:
+        """Let the round in hand finish, and begin no other."""
+        self.stopping = True
+        self._wake.set()
+
+    def stalled(self, now_s: float) -> bool:
+        """Whether one round has been going on for too long."""
+        since = self.busy_since
+        return since is not None and now_s - since > STALL_S
+
+    def _run(self) -> None:
+        while not self.stopping:
+            self._wake.clear()
+            self.busy_since = time.monotonic()
+            try:
+                again = self.round()
+            except Exception as error:  # noqa: BLE001 - logged; the net must hold whatever a handler raises
+                self.outages.failed(self.name, error)
+                again = False
+            else:
+                self.outages.succeeded(self.name)
+            self.busy_since = None
+            if not again:
+                self._wake.wait(self.interval_s)
+
+    def round(self) -> bool:
+        """Do it once; True where there is more to do at once."""
+        raise NotImplementedError
+
+
+class DatabaseLoop(_Loop):
+    """Sweeps one database, and does its jobs when they are due."""
+
+    def __init__(self, database: str, interval_s: float, outages: Outages) -> None:
+        super().__init__(f"the sweep of database {database!r}", interval_s, outages)
+        self.database = database
+        self.owner = process_owner("sweep")
+        self._synced = False
+        self._jobs_at_s = 0.0
+
+    def round(self) -> bool:
+        """One sweep. Raises what `sweep_database` raises."""
+        swept = sweep_database(self.database, owner=self.owner)
+        if not self._synced:
+            # This process may know subscribers that no process before it knew; their events are looked for at once.
+            sync_subscriptions(self.database)
+            self._synced = True
+            return True
+        if time.monotonic() >= self._jobs_at_s:
+            for job in database_jobs(self.database):
+                run_if_due(job, self.database, owner=self.owner)
+            self._jobs_at_s = time.monotonic() + JOBS_INTERVAL_S
+        return swept.more
+
+
+class JobLoop(_Loop):
+    """Does one job of the whole deployment when it is due; however long it takes, it is no stall."""
+
+    def __init__(self, job: Job, database: str, outages: Outages) -> None:
+        super().__init__(f"the scheduled job {job.name!r}", JOBS_INTERVAL_S / 2, outages)
+        self._job, self._database = job, database
+
+    def stalled(self, now_s: float) -> bool:
+        """An audit of a billion rows takes its hours."""
+        return False
+
+    def round(self) -> bool:
+        """Run it if it is due. Raises what `run_if_due` raises."""
+        run_if_due(self._job, self._database, owner=process_owner("schedule"))
+        return False
+
+
+def _loops(outages: Outages, deployment_jobs: Sequence[Job]) -> list[_Loop]:
+    names = ConnectionManager.names(writable=True)
+    interval_s = ConnectionManager.settings().sweep_interval_s
+    loops: list[_Loop] = [DatabaseLoop(name, interval_s, outages) for name in names]
+    claimed_in = claiming_database()
+    if claimed_in is not None:
+        loops += [JobLoop(job, claimed_in, outages) for job in deployment_jobs]
+    return loops
+
+
+def run_sweeper(
+    deployment_jobs: Callable[[], Sequence[Job]], *, wakeup: Wakeup | None = None, watch_parent: bool = True
+) -> int:
+    """Sweep until told to stop, or until the parent has died; returns the exit code of the process."""
+    wakeup = wakeup or Wakeup()
+    loops = _loops(Outages(logger), deployment_jobs())
+    swept = {loop.database: loop for loop in loops if isinstance(loop, DatabaseLoop)}
+
+    def wake(source: str) -> None:
+        if source in swept:
+            swept[source].wake()
+
+    # What a handler publishes here needs no broker to be found at once.
+    doorbell.deliver_locally(wake)
+    logger.info(
+        "crosstie sweeper %s sweeps %s every %g s",
+        os.getpid(),
+        ", ".join(swept) or "nothing: no writable database is configured",
+        ConnectionManager.settings().sweep_interval_s,
+    )
+    for loop in loops:
+        loop.thread.start()
+    code = 0
+    while not wakeup.stopping and not (watch_parent and orphaned()):
+        wakeup.wait(1.0)
+        stalled = [loop.name for loop in loops if loop.stalled(time.monotonic())]
+        if stalled:
+            logger.critical("%s has hung for %g s; this sweeper ends", " and ".join(stalled), STALL_S)
+            return _STALLED
+        dead = [loop.name for loop in loops if not loop.thread.is_alive()]
+        if dead:
+            logger.critical("the thread of %s has ended; this sweeper ends", " and ".join(dead))
+            code = _STALLED
+            break
+    for loop in loops:
+        loop.stop()
+    deadline = time.monotonic() + JOIN_TIMEOUT_S
+    for loop in loops:
+        loop.thread.join(max(0.0, deadline - time.monotonic()))
+    ConnectionManager.dispose()
+    return code
