@@ -64,6 +64,7 @@ class ConnectionSettings(_Section):
     pool_recycle_s: Annotated[int, Field(gt=0)] = 1800
     connect_timeout_s: Annotated[int, Field(ge=1)] = 5
     busy_timeout_s: Annotated[float, Field(gt=0)] = 10.0
+    read_your_writes_s: Annotated[float, Field(ge=0)] = 2.0
     options: dict[str, str | int | float | bool] = Field(default_factory=dict, repr=False)
 
     @model_validator(mode="before")
@@ -156,6 +157,7 @@ class Settings(BaseSettings):
     connections: dict[str, ConnectionSettings] = Field(default_factory=dict)
     imports: list[str] = Field(default_factory=list)
     broker_url: SecretStr | None = None
+    queue: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,120}$")] | None = None
     sweep_interval_s: Annotated[float, Field(gt=0)] = 1.0
     saga: SagaSettings = Field(default_factory=SagaSettings)
     outbox: OutboxSettings = Field(default_factory=OutboxSettings)

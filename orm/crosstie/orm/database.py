@@ -40,11 +40,13 @@ class Capabilities:
     """Tables may live in an engine that cannot roll back (MyISAM, Aria)."""
     parameter_limit: int
     """How many bound values one statement may carry."""
+    array_parameters: bool = False
+    """A list of any length is one bound value."""
 
 
 _CAPABILITIES: Final = {
     "sqlite": Capabilities(True, True, False, False, True, False, 32_000),
-    "postgresql": Capabilities(True, True, True, True, True, False, 65_000),
+    "postgresql": Capabilities(True, True, True, True, True, False, 65_000, array_parameters=True),
     "mariadb": Capabilities(True, False, True, False, False, True, 65_000),
     "mysql": Capabilities(False, False, True, False, False, True, 65_000),
 }
@@ -123,6 +125,8 @@ class Database:
             "poolclass": sa.pool.QueuePool,
             "hide_parameters": True,
             "connect_args": _connect_arguments(settings),
+            # Without it each return to the pool costs MySQL a ROLLBACK round trip with nothing to roll back.
+            "skip_autocommit_rollback": autocommit,
         }
         if settings.driver != "sqlite":
             # One default everywhere: MySQL's own, REPEATABLE READ, takes gap locks and reads old snapshots.

@@ -15,6 +15,7 @@ from typing import Any
 from sqlalchemy import exc as sa_exc
 
 from crosstie.orm.errors import (
+    CrosstieError,
     DatabaseError,
     DatabaseUnavailable,
     DeadlockDetected,
@@ -110,6 +111,8 @@ def classify(error: BaseException) -> Failure | None:
     """Understand an exception of SQLAlchemy, psycopg, PyMySQL or sqlite3; None for any other exception."""
     if isinstance(error, sa_exc.TimeoutError):
         return Failure(PoolExhausted, ends_transaction=False, commit_unknown=False, detail=str(error))
+    if isinstance(error, sa_exc.StatementError) and isinstance(error.orig, CrosstieError):
+        return None  # one of our column types refused a value; no statement was sent
     cause = driver_exception(error)
     root = type(cause).__module__.partition(".")[0]
     if isinstance(cause, sqlite3.Error):
@@ -182,6 +185,9 @@ def mapped_errors(database: str, address: str) -> Iterator[None]:
     try:
         yield
     except sa_exc.SQLAlchemyError as error:
+        # A value that a column type refused: SQLAlchemy wraps it, though no statement has reached the database.
+        if isinstance(error, sa_exc.StatementError) and isinstance(error.orig, CrosstieError):
+            raise error.orig from None
         failure = classify(error)
         if failure is None:
             raise

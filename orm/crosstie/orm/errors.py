@@ -23,6 +23,7 @@ __all__ = [
     "InvalidQuery",
     "LockTimeout",
     "ModelDefinitionError",
+    "MultipleRecords",
     "NoSuchTable",
     "PoolExhausted",
     "RecordInvalid",
@@ -78,6 +79,12 @@ class RecordNotFound(CrosstieError):
     """No row matches."""
 
     code = "record.not-found"
+
+
+class MultipleRecords(CrosstieError):
+    """More than one row matches where exactly one was expected."""
+
+    code = "record.multiple"
 
 
 class StaleRecord(CrosstieError):

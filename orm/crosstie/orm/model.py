@@ -1,0 +1,281 @@
+"""ActiveRecord: a pydantic model whose instances are rows of a table in one of the configured databases."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import sqlalchemy as sa
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from crosstie.orm import persistence, related, schema
+from crosstie.orm import state as record_state
+from crosstie.orm.errors import InvalidQuery, ModelDefinitionError, RecordNotFound, StaleRecord
+from crosstie.orm.mapping import Columns, connection_of, mapping_of, relations_of, table_name_of
+from crosstie.orm.query import Query
+from crosstie.orm.reading import find_first
+from crosstie.orm.registry import registry
+from crosstie.orm.relation import Relation
+from crosstie.orm.transaction import LocalTransaction, transaction
+
+__all__ = ["ActiveRecord"]
+
+_UNSET = object()
+
+
+class _TableOf:
+    def __get__(self, instance: object, owner: type[ActiveRecord]) -> sa.Table:
+        return mapping_of(owner).table
+
+
+class _ColumnsOf:
+    def __get__(self, instance: object, owner: type[ActiveRecord]) -> Columns:
+        return mapping_of(owner).columns
+
+
+class ActiveRecord(BaseModel):
+    """A record is a row: `User.find_by(name="x")`, `user.save()`, `user.posts()`.
+
+    A model says `__table_name__` and `__connection__`, the name of a configured database, and maybe
+    `__read_connection__`, the name of a replica of it (or several). Fields are pydantic fields: values are validated
+    when they are given and when they are assigned, with pydantic's ValidationError.
+    """
+
+    __slots__ = ("_related", "_state")
+
+    model_config = ConfigDict(validate_assignment=True, extra="forbid", ignored_types=(Relation,))
+
+    __table_name__: ClassVar[str | None] = None
+    if TYPE_CHECKING:  # a value here would be everybody's connection
+        __connection__: ClassVar[str]
+        __read_connection__: ClassVar[str | tuple[str, ...]]
+    __primary_key__: ClassVar[tuple[str, ...]] = ()
+    __stamped_on_insert__: ClassVar[tuple[str, ...]] = ()
+    __stamped_on_update__: ClassVar[tuple[str, ...]] = ()
+
+    __table__: ClassVar[_TableOf] = _TableOf()
+    c: ClassVar[_ColumnsOf] = _ColumnsOf()
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuse what could only fail later. Raises ModelDefinitionError."""
+        super().__pydantic_init_subclass__(**kwargs)
+        if cls.is_mapped():
+            connection_of(cls)
+        taken = [name for name in cls.model_fields if hasattr(ActiveRecord, name)]
+        taken += [
+            name for name in relations_of(cls) if name in cls.model_fields or f"_{name}" in cls.__private_attributes__
+        ]
+        if taken:
+            raise ModelDefinitionError(
+                f"{cls.__qualname__}: the name {taken[0]!r} is taken by ActiveRecord or used twice: rename the field (its "
+                'column may keep the name: Annotated[..., Column(name="...")]).'
+            )
+        registry.add(cls)
+
+    # -- the class ------------------------------------------------------------------------------------------
+
+    @classmethod
+    def is_mapped(cls) -> bool:
+        """Whether the model has a table; an abstract one has none and passes its connection on."""
+        return table_name_of(cls) is not None
+
+    @classmethod
+    def current_time(cls) -> datetime:
+        """The time that `created_at` and `updated_at` get; override it to test with a clock of your own."""
+        return datetime.now(UTC)
+
+    @classmethod
+    def create_table(cls) -> None:
+        """Create the table and its indexes where the table does not exist. Raises DatabaseUnavailable."""
+        schema.create_table(mapping_of(cls))
+
+    @classmethod
+    def drop_table(cls) -> None:
+        """Drop the table where it exists."""
+        schema.drop_table(mapping_of(cls))
+
+    @classmethod
+    def transaction(cls) -> AbstractContextManager[LocalTransaction]:
+        """A transaction on this model's database alone; nested, a savepoint.
+
+        Writes to other databases inside it commit by themselves, with a CrossDatabaseWriteWarning.
+        """
+        return transaction(mapping_of(cls).connection)
+
+    # -- finding --------------------------------------------------------------------------------------------
+
+    @classmethod
+    def find(cls, key: Any) -> Self:
+        """The record with this primary key (a tuple for a composite one). Raises RecordNotFound, InvalidQuery."""
+        mapping = mapping_of(cls)
+        values = key if isinstance(key, tuple) else (key,)
+        if len(values) != len(mapping.key) or any(value is None for value in values):
+            names = ", ".join(field.name for field in mapping.key)
+            raise InvalidQuery(f"{cls.__qualname__}.find() expected a value of ({names}) and found {key!r}.")
+        coerced = [field.coerce(value) for field, value in zip(mapping.key, values, strict=True)]
+        found: Self | None = find_first(mapping, mapping.key, coerced)
+        if found is None:
+            raise RecordNotFound(f"database {mapping.connection!r} has no {cls.__qualname__} with the key {key!r}.")
+        return found
+
+    @classmethod
+    def find_by(cls, **equal: Any) -> Self | None:
+        """Some record whose fields have these values, or None. Raises InvalidQuery for an unknown field."""
+        mapping = mapping_of(cls)
+        fields = [mapping.field(name) for name in equal]
+        if not equal or any(
+            field.mutable or isinstance(equal[field.name], list | tuple | set | frozenset) for field in fields
+        ):
+            found = cls.find_all().where(**equal).limit(1).all()
+            return found[0] if found else None
+        values = [field.coerce(equal[field.name]) for field in fields]
+        one: Self | None = find_first(mapping, fields, values)
+        return one
+
+    @classmethod
+    def find_all(cls) -> Query[Self]:
+        """A query of all rows, to be narrowed, ordered and then asked."""
+        return Query(cls)
+
+    @classmethod
+    def create(cls, **values: Any) -> Self:
+        """Make a record and save it. Raises pydantic's ValidationError, RecordInvalid."""
+        return cls(**values).save()
+
+    # -- one record -----------------------------------------------------------------------------------------
+
+    @property
+    def is_new(self) -> bool:
+        """Whether the record has no row yet; constructed, validated and copied records are new."""
+        return record_state.is_new(self)
+
+    @property
+    def is_deleted(self) -> bool:
+        """Whether the row was deleted through this record."""
+        return record_state.is_deleted(self)
+
+    @property
+    def changes(self) -> dict[str, tuple[Any, Any]]:
+        """What `save()` would write: each field with the row's value and the record's. Empty for a new record."""
+        return {name: (old, self.__dict__.get(name)) for name, old in record_state.changes(self).items()}
+
+    def save(self) -> Self:
+        """Insert a new record, or write the changed columns of a loaded one; returns the record.
+
+        Raises RecordInvalid, StaleRecord where the row has vanished, DuplicateKey and other errors of the database.
+        """
+        mapping = mapping_of(type(self))
+        if record_state.is_new(self):
+            persistence.insert(self, mapping)
+        else:
+            self._require_row("save")
+            persistence.update(self, mapping)
+        return self
+
+    def update(self, **values: Any) -> Self:
+        """Assign all of these fields, or none where one is invalid, and save."""
+        mapping = mapping_of(type(self))
+        for name in values:
+            mapping.field(name)
+        before = {name: self.__dict__[name] for name in values if name in self.__dict__}
+        try:
+            for name, value in values.items():
+                setattr(self, name, value)
+        except ValidationError:
+            self.__dict__.update(before)
+            raise
+        return self.save()
+
+    def delete(self) -> None:
+        """Delete the row. Raises StaleRecord where it has vanished already."""
+        self._require_row("delete")
+        persistence.delete(self, mapping_of(type(self)))
+
+    def increment(self, **deltas: Any) -> Self:
+        """Add to numeric columns in the database, `stock.increment(reserved=1)`, and return the record.
+
+        Unlike an assignment, concurrent increments all count. A negative delta subtracts.
+        """
+        self._require_row("increment")
+        if deltas:
+            persistence.increment(self, mapping_of(type(self)), deltas)
+        return self
+
+    def refresh(self) -> Self:
+        """Read the row again from the primary, dropping unsaved changes and loaded relations.
+
+        Raises RecordNotFound where it has vanished.
+        """
+        self._require_row("refresh")
+        mapping = mapping_of(type(self))
+        old = record_state.changes(self)
+        values = [old.get(field.name, self.__dict__[field.name]) for field in mapping.key]
+        found = find_first(mapping, mapping.key, values, primary=True)
+        if found is None:
+            raise RecordNotFound(
+                f"database {mapping.connection!r} no longer has this {type(self).__qualname__}: {values}."
+            )
+        self.__dict__.update(found.__dict__)
+        record_state.mark_loaded(self, mapping.mutable)
+        related.forget_all(self)
+        return self
+
+    def _require_row(self, action: str) -> None:
+        if record_state.is_new(self):
+            raise InvalidQuery(
+                f"{action}() expected a saved {type(self).__qualname__} and found a new one: save() first."
+            )
+        if record_state.is_deleted(self):
+            raise StaleRecord(f"{action}() expected a row, and this {type(self).__qualname__} was deleted.")
+
+    # -- attributes, pickling -------------------------------------------------------------------------------
+
+    if not TYPE_CHECKING:  # a type checker should go on refusing attributes that do not exist
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            if name in type(self).__pydantic_fields__:
+                before = self.__dict__
+                old = before.get(name, _UNSET)
+                try:
+                    super().__setattr__(name, value)
+                except BaseException:
+                    # A model validator may refuse after pydantic has stored the value.
+                    if old is not _UNSET:
+                        self.__dict__[name] = old
+                    raise
+                if old is not _UNSET:
+                    record_state.record_old(self, name, old)
+            elif name[0] == "_" and (relation := _relation(type(self), name[1:])) is not None:
+                related.assign(self, relation, value)
+            else:
+                super().__setattr__(name, value)
+
+        def __getattr__(self, name: str) -> Any:
+            if name[0] == "_" and name not in ActiveRecord.__slots__:
+                relation = _relation(type(self), name[1:])
+                if relation is not None:
+                    near = relation.link(type(self)).near.name
+                    known = related.recall(self, relation.name, getattr(self, near))
+                    if known is not related.MISSING:
+                        return known
+            return super().__getattr__(name)
+
+    def __getstate__(self) -> dict[Any, Any]:
+        """Pickling keeps whether the record is new, loaded or deleted, and drops what its relations have loaded."""
+        state = record_state.state_of(self)
+        kept = "deleted" if state is record_state.DELETED else None if state is None else dict(state)
+        return {**super().__getstate__(), "crosstie_state": kept}
+
+    def __setstate__(self, state: dict[Any, Any]) -> None:
+        """Take back what `__getstate__` gave."""
+        kept = state.pop("crosstie_state")
+        super().__setstate__(state)
+        if kept is not None:
+            record_state.set_state(self, record_state.DELETED if kept == "deleted" else kept or record_state.LOADED)
+
+
+def _relation(model: type[ActiveRecord], name: str) -> Relation[Any] | None:
+    found = getattr(model, name, None)
+    return found if isinstance(found, Relation) else None

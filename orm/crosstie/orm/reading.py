@@ -1,0 +1,74 @@
+"""Reads of one model: the connection that answers, and the way from a cursor's rows to records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import sqlalchemy as sa
+
+from crosstie.orm.connection import ConnectionManager
+from crosstie.orm.database import Database
+from crosstie.orm.loader import make_loader, result_processors
+from crosstie.orm.mapping import MappedField, TableMapping
+from crosstie.orm.routing import router
+from crosstie.orm.transaction import statement_connection
+
+__all__ = ["fetch", "find_first", "reading"]
+
+
+@contextmanager
+def reading(mapping: TableMapping, *, primary: bool = False) -> Iterator[tuple[sa.Connection, Database]]:
+    """A connection for one read of this model; `primary` asks the database that is written to."""
+    name = mapping.connection if primary else router.read_connection(mapping)
+    with statement_connection(name, write=False) as connection:
+        yield connection, ConnectionManager.get(name)
+
+
+def fetch(
+    mapping: TableMapping,
+    connection: sa.Connection,
+    statement: sa.Select[Any],
+    parameters: Mapping[str, Any] | None = None,
+) -> list[Any]:
+    """Run a statement that selects all columns of the model in their order, and load its rows."""
+    result = connection.execute(statement, parameters)
+    cursor: Any = result.cursor
+    try:
+        rows = cursor.fetchall()
+        if not rows:
+            return []
+        load = mapping.loaders.get(connection.dialect)
+        if load is None:
+            fields = tuple(mapping.fields.values())
+            processors = result_processors(fields, connection.dialect, cursor.description)
+            load = mapping.loaders[connection.dialect] = make_loader(mapping.model, fields, processors)
+        records: list[Any] = load(rows)
+    finally:
+        result.close()
+    return records
+
+
+def find_first(
+    mapping: TableMapping, fields: Sequence[MappedField], values: Sequence[Any], *, primary: bool = False
+) -> Any | None:
+    """Some record whose fields have these values, None being NULL; None where there is none.
+
+    The statement is made once for each set of fields.
+    """
+    shape = (
+        "first",
+        *(field.name if value is not None else (field.name,) for field, value in zip(fields, values, strict=True)),
+    )
+    statement = mapping.statements.get(shape)
+    if statement is None:
+        statement = mapping.select.limit(sa.literal_column("1"))  # type: ignore[arg-type]
+        for position, (field, value) in enumerate(zip(fields, values, strict=True)):
+            sought = None if value is None else sa.bindparam(f"value_{position}", type_=field.column.type)
+            statement = statement.where(field.column == sought)
+        mapping.statements[shape] = statement
+    parameters = {f"value_{position}": value for position, value in enumerate(values) if value is not None}
+    with reading(mapping, primary=primary) as (connection, _):
+        found = fetch(mapping, connection, statement, parameters)
+    return found[0] if found else None

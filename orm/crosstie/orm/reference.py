@@ -1,0 +1,71 @@
+"""References: foreign keys as data, within one database or between two. Audits and maps are made from them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+
+from crosstie.orm.mapping import mapping_of
+from crosstie.orm.registry import registry
+
+if TYPE_CHECKING:
+    from crosstie.orm.model import ActiveRecord
+
+__all__ = ["Reference", "references"]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A column of the child's table refers to a column of the parent's, each in the database of its connection."""
+
+    child_model: type[ActiveRecord]
+    child_table: sa.Table
+    child_column: sa.Column[Any]
+    child_connection: str
+    parent_model: type[ActiveRecord]
+    parent_table: sa.Table
+    parent_column: sa.Column[Any]
+    parent_connection: str
+
+    @property
+    def name(self) -> str:
+        """`secondary.posts.user_id -> default.users.id`."""
+        child = f"{self.child_connection}.{self.child_table.name}.{self.child_column.name}"
+        return f"{child} -> {self.parent_connection}.{self.parent_table.name}.{self.parent_column.name}"
+
+    @property
+    def is_crossing(self) -> bool:
+        """Whether the two tables are in different databases, so that no database can check it."""
+        return self.child_connection != self.parent_connection
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def references(models: Iterable[type[ActiveRecord]] | None = None, *, crossing_only: bool = False) -> list[Reference]:
+    """The references that `BelongsTo` relations declare, each once, in the order of definition.
+
+    `models` defaults to every model defined. Raises what resolving a relation raises: ModelDefinitionError,
+    AmbiguousModel, ReferenceTypeMismatch.
+    """
+    found: dict[str, Reference] = {}
+    for model in registry.models() if models is None else models:
+        child = mapping_of(model)
+        for relation in child.belongs_to():
+            link = relation.link(model)
+            reference = Reference(
+                child_model=model,
+                child_table=child.table,
+                child_column=link.near.column,
+                child_connection=child.connection,
+                parent_model=link.target.model,
+                parent_table=link.target.table,
+                parent_column=link.far.column,
+                parent_connection=link.target.connection,
+            )
+            if reference.is_crossing or not crossing_only:
+                found.setdefault(reference.name, reference)
+    return list(found.values())

@@ -1,0 +1,81 @@
+"""What a record's relations have loaded, kept in the slot `_related` and so out of comparison, dumps and copies.
+
+Each value is kept with the key that it was loaded for: when the record's key changes, the value no longer counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Final
+
+from crosstie.orm.errors import InvalidQuery
+
+if TYPE_CHECKING:
+    from crosstie.orm.model import ActiveRecord
+    from crosstie.orm.relation import Link, Relation
+
+__all__ = ["MISSING", "assign", "forget", "forget_all", "recall", "remember", "set_back"]
+
+MISSING: Final = object()
+"""Nothing was loaded; None is a loaded answer."""
+
+
+def _kept(record: ActiveRecord) -> dict[str, tuple[Any, Any]] | None:
+    try:
+        found: dict[str, tuple[Any, Any]] = object.__getattribute__(record, "_related")
+    except AttributeError:
+        return None
+    return found
+
+
+def recall(record: ActiveRecord, name: str, key: Any) -> Any:
+    """What relation `name` has loaded for this key, or MISSING."""
+    kept = _kept(record)
+    if kept is None:
+        return MISSING
+    entry = kept.get(name)
+    return entry[1] if entry is not None and entry[0] == key else MISSING
+
+
+def remember(record: ActiveRecord, name: str, key: Any, value: Any) -> None:
+    """Keep what relation `name` has loaded for this key."""
+    kept = _kept(record)
+    if kept is None:
+        object.__setattr__(record, "_related", {name: (key, value)})
+    else:
+        kept[name] = (key, value)
+
+
+def forget(record: ActiveRecord, name: str) -> None:
+    """Drop what one relation has loaded."""
+    kept = _kept(record)
+    if kept is not None:
+        kept.pop(name, None)
+
+
+def forget_all(record: ActiveRecord) -> None:
+    """Drop what every relation has loaded."""
+    if _kept(record) is not None:
+        object.__delattr__(record, "_related")
+
+
+def set_back(found: Iterable[ActiveRecord], link: Link, record: ActiveRecord) -> None:
+    """Tell the records found which record they were found from, so that the way back needs no query."""
+    if link.inverse is not None:
+        for other in found:
+            remember(other, link.inverse, getattr(other, link.far.name), record)
+
+
+def assign(record: ActiveRecord, relation: Relation[Any], value: Any) -> None:
+    """Keep what the user gives (`user._posts = [...]`) as what the relation has loaded. Raises InvalidQuery."""
+    link = relation.link(type(record))
+    given = value if relation.many else [] if value is None else [value]
+    if not isinstance(given, list) or not all(isinstance(one, link.target.model) for one in given):
+        kind = (
+            f"a list of {link.target.model.__qualname__}"
+            if relation.many
+            else f"a {link.target.model.__qualname__} or None"
+        )
+        raise InvalidQuery(f"{type(record).__qualname__}._{relation.name}: expected {kind}, and found {value!r}.")
+    remember(record, relation.name, getattr(record, link.near.name), value)
+    set_back(given, link, record)
