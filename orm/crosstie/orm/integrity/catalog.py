@@ -1,0 +1,133 @@
+"""How a server describes a column: its real type, sign and collation, whatever the model says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import sqlalchemy as sa
+
+from crosstie.orm.errors import NoSuchTable
+from crosstie.orm.integrity.endpoint import Endpoint
+
+__all__ = ["ColumnFacts", "column_facts", "is_indexed"]
+
+
+@dataclass(frozen=True)
+class ColumnFacts:
+    """A column's type in the server's words, lower case ("int8", "bigint", "bpchar").
+
+    `length` is the declared length in characters, if any. `charset` and `collation` are those of a text column where
+    the server tells them; `exact` says that its `=` is known to hold only for identical text.
+    """
+
+    dialect: str
+    type_name: str
+    length: int | None = None
+    charset: str | None = None
+    collation: str | None = None
+    exact: bool = False
+
+
+def column_facts(end: Endpoint) -> ColumnFacts:
+    """Ask the server for the column of this end. Raises NoSuchTable, DatabaseUnavailable."""
+    database = end.database
+    with database.mapped_errors(), database.autocommit.connect() as connection:
+        facts = _READERS[database.kind](connection, end)
+    if facts is None:
+        raise NoSuchTable(
+            f"database {end.connection!r} ({database.settings.address()}): expected a column {end.column.name!r} in a "
+            f"table {end.table.fullname!r} and found none. Run the migration that adds it, or correct the model."
+        )
+    return facts
+
+
+def is_indexed(end: Endpoint) -> bool:
+    """Whether an index of the table begins with the column. Raises DatabaseUnavailable."""
+    database, table = end.database, end.table
+    with database.mapped_errors(), database.autocommit.connect() as connection:
+        inspector = sa.inspect(connection)
+        keys: list[Sequence[str | None]] = [
+            inspector.get_pk_constraint(table.name, table.schema)["constrained_columns"]
+        ]
+        keys += [one["column_names"] for one in inspector.get_unique_constraints(table.name, table.schema)]
+        keys += [one["column_names"] for one in inspector.get_indexes(table.name, table.schema)]
+    wanted = end.column.name.lower()
+    return any(columns and (columns[0] or "").lower() == wanted for columns in keys)
+
+
+def _postgresql(connection: sa.Connection, end: Endpoint) -> ColumnFacts | None:
+    # A domain is what it is made of.
+    row = connection.execute(
+        sa.text(
+            "SELECT COALESCE(base.typname, own.typname), COALESCE(NULLIF(att.atttypmod, -1), own.typtypmod),"
+            " coll.collname, COALESCE(coll.collisdeterministic, true)"
+            " FROM pg_attribute att JOIN pg_type own ON own.oid = att.atttypid"
+            " LEFT JOIN pg_type base ON base.oid = own.typbasetype AND own.typtype = 'd'"
+            " LEFT JOIN pg_collation coll ON coll.oid = att.attcollation"
+            " WHERE att.attrelid = to_regclass(:name) AND att.attname = :column AND NOT att.attisdropped"
+        ),
+        {"name": connection.dialect.identifier_preparer.format_table(end.table), "column": end.column.name},
+    ).one_or_none()
+    if row is None:
+        return None
+    type_name, modifier, collation, deterministic = row
+    # For character types the modifier is the length plus four bytes of header.
+    length = modifier - 4 if type_name in {"bpchar", "varchar"} and modifier >= 4 else None
+    exact = deterministic and type_name in {"text", "varchar"}
+    return ColumnFacts("postgresql", type_name, length, collation=collation, exact=exact)
+
+
+def _mysql(connection: sa.Connection, end: Endpoint) -> ColumnFacts | None:
+    row = connection.execute(
+        sa.text(
+            "SELECT data_type, character_maximum_length, character_set_name, collation_name"
+            " FROM information_schema.columns WHERE table_schema = COALESCE(:schema, DATABASE())"
+            " AND table_name = :name AND column_name = :column"
+        ),
+        {"schema": end.table.schema, "name": end.table.name, "column": end.column.name},
+    ).one_or_none()
+    if row is None:
+        return None
+    type_name, length, charset, collation = row
+    # Even utf8mb4_bin ignores trailing spaces; only the NO PAD collations compare every byte.
+    exact = collation is not None and collation.endswith(("_nopad_bin", "_0900_bin"))
+    return ColumnFacts(
+        connection.dialect.name, type_name.lower(), length, charset=charset, collation=collation, exact=exact
+    )
+
+
+def _sqlite(connection: sa.Connection, end: Endpoint) -> ColumnFacts | None:
+    where = {"name": end.table.name, "schema": end.table.schema or "main", "column": end.column.name}
+    row = connection.execute(
+        sa.text("SELECT type FROM pragma_table_xinfo(:name, :schema) WHERE lower(name) = lower(:column)"), where
+    ).one_or_none()
+    if row is None:
+        return None
+    type_name, _, size = str(row[0]).lower().partition("(")
+    digits = size.partition(")")[0].strip()
+    # Only the index of a key tells which collation a column has.
+    collations = connection.execute(
+        sa.text(
+            "SELECT part.coll FROM pragma_index_list(:name, :schema) list, pragma_index_xinfo(list.name, :schema) part"
+            " WHERE list.origin IN ('pk', 'u') AND part.seqno = 0 AND lower(part.name) = lower(:column)"
+        ),
+        where,
+    ).scalars()
+    collation = next(iter(collations), None)
+    return ColumnFacts(
+        "sqlite",
+        type_name.strip(),
+        int(digits) if digits.isdigit() else None,
+        collation=collation,
+        exact=collation == "BINARY",
+    )
+
+
+_READERS: Final[dict[str, Callable[[sa.Connection, Endpoint], ColumnFacts | None]]] = {
+    "postgresql": _postgresql,
+    "mysql": _mysql,
+    "mariadb": _mysql,
+    "sqlite": _sqlite,
+}

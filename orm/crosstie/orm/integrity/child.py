@@ -1,0 +1,172 @@
+"""The child's end: its foreign keys in pages, its rows by key, and the counts that prove a scan complete.
+
+Outside a snapshot every statement runs on a connection that commits by itself, and sees what is durable by then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import sqlalchemy as sa
+
+from crosstie.orm.integrity.batch import batches, values_per_statement
+from crosstie.orm.integrity.endpoint import Endpoint
+from crosstie.orm.integrity.findings import Key
+from crosstie.orm.integrity.snapshot import snapshot
+from crosstie.orm.integrity.storage import KeyStorage, Raw
+
+__all__ = ["ROWS_PER_KEY", "ChildColumn", "ChildCounts", "KeyRows", "RowKey"]
+
+RowKey = tuple[Any, ...]
+"""A child row's primary key, in the table's order."""
+
+ROWS_PER_KEY: Final = 1_000
+"""Of a key that more rows share, so many are looked at one by one; the others are counted."""
+_ROWS_PER_STATEMENT: Final = 20_000
+
+
+@dataclass(frozen=True)
+class ChildCounts:
+    """`rows` have a foreign key, `keys` are different; `last` is the greatest by the column's order, None if none."""
+
+    rows: int
+    keys: int
+    last: Raw | None
+
+
+@dataclass(frozen=True)
+class KeyRows:
+    """The rows that share a foreign key: how many, and the first of them by primary key."""
+
+    total: int
+    row_keys: tuple[RowKey, ...]
+
+
+class ChildColumn:
+    """A foreign key's column in the child's database. Every method raises DatabaseUnavailable."""
+
+    def __init__(self, end: Endpoint, storage: KeyStorage, pinned: sa.Connection | None = None) -> None:
+        self.end = end
+        self.storage = storage
+        self.database = end.database
+        self._pinned = pinned
+        self._typed = storage.typed(end.column)
+        self._distinct = storage.distinct(end.column)
+
+    @contextmanager
+    def snapshot(self) -> Iterator[ChildColumn]:
+        """The same column, all of whose reads see one state of the table; keep it short."""
+        with snapshot(self.database) as connection:
+            yield ChildColumn(self.end, self.storage, connection)
+
+    # -- counts ---------------------------------------------------------------------------------------------
+
+    def count(self) -> ChildCounts:
+        """Count rows and distinct keys up to the greatest key of this moment."""
+        column = self.end.column
+        newest = sa.select(self._typed).where(column.is_not(None)).order_by(self._typed.desc()).limit(1)
+        last = next(iter(self._values(newest)), None)
+        if last is None:
+            return ChildCounts(0, 0, None)
+        rows = self._values(sa.select(sa.func.count()).select_from(self.end.table).where(self._typed <= last))[0]
+        return ChildCounts(rows, self.count_keys(None, last), last)
+
+    def count_keys(self, after: Raw | None, upto: Raw) -> int:
+        """Count the distinct keys in (after, upto]."""
+        return int(self._values(self._count_of(*self._between(after, upto)))[0])
+
+    def _count_of(self, *conditions: sa.ColumnElement[bool]) -> sa.Select[Any]:
+        keys = sa.select(self._distinct.label("key")).where(*conditions).distinct().subquery()
+        return sa.select(sa.func.count()).select_from(keys)
+
+    # -- pages ----------------------------------------------------------------------------------------------
+
+    def page(self, after: Raw | None, last: Raw, limit: int) -> list[Raw]:
+        """The next distinct keys after `after`, at most `limit`, in the column's order."""
+        return self._values(self._pages(after, last).limit(limit))
+
+    def boundary(self, after: Raw | None, last: Raw, limit: int) -> Raw | None:
+        """Where a page of `limit` keys would end; None where fewer are left."""
+        return next(iter(self._values(self._pages(after, last).offset(limit - 1).limit(1))), None)
+
+    def keys(self, after: Raw | None, upto: Raw) -> list[Key]:
+        """Every different key in (after, upto]: also those that the column's collation takes for one."""
+        found = self._values(sa.select(self._distinct).where(*self._between(after, upto)).distinct())
+        return [self.storage.key(raw) for raw in found]
+
+    def _pages(self, after: Raw | None, last: Raw) -> sa.Select[Any]:
+        return sa.select(self._typed).where(*self._between(after, last)).distinct().order_by(self._typed)
+
+    def _between(self, after: Raw | None, upto: Raw) -> list[sa.ColumnElement[bool]]:
+        return [*([] if after is None else [self._typed > after]), self._typed <= upto]
+
+    # -- rows -----------------------------------------------------------------------------------------------
+
+    def rows(self, keys: Sequence[Key]) -> dict[Key, KeyRows]:
+        """The rows that have these foreign keys now; a key without rows is absent."""
+        totals = self._row_counts(keys)
+        found: dict[Key, list[RowKey]] = {key: [] for key in totals}
+        for group in _groups(totals):
+            for key, row_key in self._row_keys(group, totals):
+                if key in found:
+                    found[key].append(row_key)
+        return {key: KeyRows(max(totals[key], len(rows)), tuple(rows)) for key, rows in found.items() if rows}
+
+    def _row_counts(self, keys: Sequence[Key]) -> dict[Key, int]:
+        wanted = set(keys)
+        totals: dict[Key, int] = {}
+        key = self._distinct.label("key")
+        for values in self._spellings(keys):
+            query = sa.select(key, sa.func.count()).where(self._typed.in_(values)).group_by(key)
+            for raw, rows in self._rows(query):
+                found = self.storage.key(raw)
+                if found in wanted:
+                    totals[found] = totals.get(found, 0) + rows
+        return totals
+
+    def _row_keys(self, keys: Sequence[Key], totals: Mapping[Key, int]) -> Iterator[tuple[Key, RowKey]]:
+        columns = [column.label(f"k{number}") for number, column in enumerate(self.end.primary_key)]
+        query = sa.select(self._distinct, *columns).order_by(*self.end.primary_key)
+        if len(keys) == 1 and totals[keys[0]] > ROWS_PER_KEY:
+            statements = [query.where(self.storage.only(self.end.column, keys[0])).limit(ROWS_PER_KEY)]
+        else:
+            statements = [query.where(self._typed.in_(values)) for values in self._spellings(keys)]
+        for statement in statements:
+            for row in self._rows(statement):
+                yield self.storage.key(row[0]), tuple(row[1:])
+
+    def _spellings(self, keys: Sequence[Key]) -> Iterator[Sequence[Raw]]:
+        values = [raw for key in keys for raw in self.storage.spellings(key)]
+        return batches(values, values_per_statement(self.database))
+
+    # -- reading --------------------------------------------------------------------------------------------
+
+    def _values(self, query: sa.Select[Any]) -> list[Any]:
+        return [row[0] for row in self._rows(query)]
+
+    def _rows(self, query: sa.Select[Any]) -> Sequence[Sequence[Any]]:
+        with self.database.mapped_errors():
+            if self._pinned is not None:
+                return self._pinned.execute(query).all()
+            with self.database.autocommit.connect() as connection:
+                return connection.execute(query).all()
+
+
+def _groups(totals: Mapping[Key, int]) -> Iterator[list[Key]]:
+    """Keys whose rows are fetched together; a key with very many rows goes alone, for its first ones only."""
+    group: list[Key] = []
+    rows = 0
+    for key, total in totals.items():
+        if total > ROWS_PER_KEY:
+            yield [key]
+            continue
+        if group and rows + total > _ROWS_PER_STATEMENT:
+            yield group
+            group, rows = [], 0
+        group.append(key)
+        rows += total
+    if group:
+        yield group

@@ -1,0 +1,133 @@
+"""From candidates to orphans, on live data, without a false alarm.
+
+Between the first and the last commit of a saga others see half of it. So a candidate counts only if, in this order, no
+unresolved saga has its row or its parent, its row is still there with the same foreign key, its parent is still
+missing, its row is there again, and again no saga has them, those included that ended since the child was read. A
+saga's record becomes visible in the same commit as its writes: one that could mislead any of the reads is seen by one
+of the two looks at the records. Everything is read from primaries, outside any transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import sqlalchemy as sa
+
+from crosstie.orm.clock import now_ms
+from crosstie.orm.database import Database
+from crosstie.orm.integrity.batch import batches
+from crosstie.orm.integrity.child import ChildColumn, KeyRows, RowKey
+from crosstie.orm.integrity.endpoint import AuditedReference
+from crosstie.orm.integrity.findings import Key
+from crosstie.orm.integrity.parent import ParentColumn
+from crosstie.orm.integrity.suspicion import Suspicion, TouchedKeys
+
+__all__ = ["Confirmation", "Confirmed", "Deferred", "Moment", "Verdict", "judge"]
+
+_KEYS_PER_ROUND: Final = 2_000
+_KEYS_PER_LOOK: Final = 200
+
+Moment = Mapping[str, int]
+"""A point in time as each database's own clock gave it: connection name → milliseconds."""
+
+
+@dataclass(frozen=True)
+class Confirmed:
+    """A foreign key that no parent has, and the rows that have it; `total` counts rows beyond those listed too."""
+
+    key: Key
+    total: int
+    row_keys: tuple[RowKey, ...]
+
+
+@dataclass(frozen=True)
+class Deferred:
+    """A foreign key that looks orphaned, in so many rows that cannot be judged while a saga has them or the parent."""
+
+    key: Key
+    rows: int
+
+
+@dataclass
+class Verdict:
+    """What became of the candidates; those in neither list were no orphans."""
+
+    orphans: list[Confirmed] = field(default_factory=list)
+    deferred: list[Deferred] = field(default_factory=list)
+
+
+class Confirmation:
+    """Confirms candidates of one reference; each method raises DatabaseUnavailable."""
+
+    def __init__(
+        self, reference: AuditedReference, child: ChildColumn, parent: ParentColumn, touched: TouchedKeys
+    ) -> None:
+        self.reference = reference
+        self.child = child
+        self.parent = parent
+        self.touched = touched
+
+    def now(self) -> Moment:
+        """This moment, to be taken before the child is read: t1."""
+        return {
+            database.name: _clock(database)
+            for database in {one.database.name: one.database for one in (self.child, self.parent)}.values()
+        }
+
+    def settle(self, candidates: Sequence[Key], since: Moment) -> Verdict:
+        """Confirm candidates whose rows were read after `since`."""
+        verdict = Verdict()
+        for keys in batches(candidates, _KEYS_PER_ROUND):
+            self._settle(keys, since, verdict)
+        return verdict
+
+    def _settle(self, keys: Sequence[Key], since: Moment, verdict: Verdict) -> None:
+        suspicion = self._sagas(since)
+        stable: dict[Key, KeyRows] = {}
+        for some in batches(keys, _KEYS_PER_LOOK):
+            before = self.child.rows(some)
+            absent = self.parent.absent(list(before))
+            after = self.child.rows(absent)
+            stable |= {key: _in_both(before[key], rows) for key, rows in after.items()}
+        suspicion |= self._sagas(since)
+        for key, rows in stable.items():
+            confirmed, deferred = judge(key, rows, suspicion)
+            if confirmed is not None:
+                verdict.orphans.append(confirmed)
+            if deferred is not None:
+                verdict.deferred.append(deferred)
+
+    def _sagas(self, since: Moment) -> Suspicion:
+        touched = {name: self.touched(name, since_ms=at_ms) for name, at_ms in since.items()}
+        return Suspicion.of(
+            self.reference,
+            self.parent.storage,
+            touched[self.child.database.name],
+            touched[self.parent.database.name],
+        )
+
+
+def judge(key: Key, rows: KeyRows, suspicion: Suspicion) -> tuple[Confirmed | None, Deferred | None]:
+    """Decide on a key that has these rows and no parent: what is an orphan, and what must wait."""
+    if not rows.row_keys:
+        return None, None
+    if suspicion.touches_parent(key):
+        return None, Deferred(key, rows.total)
+    sure = tuple(row_key for row_key in rows.row_keys if not suspicion.touches_row(row_key))
+    waiting = len(rows.row_keys) - len(sure)
+    confirmed = Confirmed(key, rows.total - waiting, sure) if sure else None
+    return confirmed, Deferred(key, waiting if sure else rows.total) if waiting else None
+
+
+def _in_both(before: KeyRows, after: KeyRows) -> KeyRows:
+    known = set(before.row_keys)
+    stable = tuple(row_key for row_key in after.row_keys if row_key in known)
+    unlisted = after.total - len(after.row_keys)
+    return KeyRows(len(stable) + unlisted, stable)
+
+
+def _clock(database: Database) -> int:
+    with database.mapped_errors(), database.autocommit.connect() as connection:
+        return int(connection.execute(sa.select(now_ms())).scalar_one())

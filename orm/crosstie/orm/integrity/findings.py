@@ -1,0 +1,78 @@
+"""What an audit answers: plain values, ready for a report, JSON or a table of runs."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+__all__ = ["AuditPhase", "AuditProgress", "AuditResult", "AuditState", "Finding", "Key"]
+
+Key = int | str | uuid.UUID
+"""A key as Python compares it, however its database stores it."""
+
+
+class AuditState(StrEnum):
+    """How the audit of one reference ended."""
+
+    OK = "ok"
+    FINDINGS = "findings"
+    INCOMPLETE = "incomplete"
+
+
+class AuditPhase(StrEnum):
+    """What an audit is doing."""
+
+    COUNTING = "counting"
+    SCANNING = "scanning"
+    CONFIRMING = "confirming"
+    WAITING = "waiting"
+    RECONCILING = "reconciling"
+    DONE = "done"
+
+
+@dataclass(frozen=True)
+class AuditProgress:
+    """A step of an audit: how many of the distinct keys have been compared."""
+
+    reference: str
+    phase: AuditPhase
+    keys_done: int
+    keys_total: int
+
+
+@dataclass(frozen=True)
+class Finding:
+    """An orphan: a child row, by primary key, whose foreign key `parent_key` no parent has.
+
+    `query` is SQL for the child's database that shows every row with this foreign key.
+    """
+
+    child_key: dict[str, Any]
+    parent_key: Key
+    query: str
+
+
+@dataclass(frozen=True)
+class AuditResult:
+    """The answer for one reference.
+
+    `keys_checked` counts distinct foreign keys, `child_rows` the rows that have one (NULL is none). `orphan_rows` may
+    exceed `len(findings)`, which holds the first of them. Rows in the hands of an unresolved saga are not judged:
+    `deferred_keys` and `deferred_rows` count them. `reason` says why the state is INCOMPLETE; what was found until
+    then is kept.
+    """
+
+    reference: str
+    state: AuditState
+    keys_checked: int = 0
+    child_rows: int = 0
+    orphan_keys: int = 0
+    orphan_rows: int = 0
+    deferred_keys: int = 0
+    deferred_rows: int = 0
+    findings: tuple[Finding, ...] = ()
+    seconds: float = 0.0
+    reason: str | None = None
+    notes: tuple[str, ...] = field(default=())

@@ -1,0 +1,88 @@
+"""Whether the keys of both ends can be compared at all: refused rather than guessed.
+
+MariaDB calls '5abc' equal to 5, SQLite stores what it is given, and a model may say something else than the table. So
+the servers are asked, and ends of different kinds are refused.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import sqlalchemy as sa
+
+from crosstie.orm.integrity.catalog import ColumnFacts
+from crosstie.orm.integrity.endpoint import AuditedReference, Endpoint
+from crosstie.orm.integrity.errors import KeysNotComparable
+from crosstie.orm.integrity.storage import IntegerStorage, KeyKind, KeyStorage, TextStorage, UuidStorage
+
+__all__ = ["key_kind", "storages"]
+
+_INTEGERS: Final = {
+    "postgresql": {"int2", "int4", "int8"},
+    "mysql": {"tinyint", "smallint", "mediumint", "int", "bigint"},
+}
+_TEXTS: Final = {
+    "postgresql": {"text", "varchar", "bpchar", "citext"},
+    "mysql": {"char", "varchar", "tinytext", "text", "mediumtext", "longtext"},
+}
+_UUID_LENGTHS: Final = {32, 36}
+
+
+def key_kind(facts: ColumnFacts) -> KeyKind | None:
+    """The kind of keys that a column of this type holds; None for a type that is no key's."""
+    name = facts.type_name
+    if facts.dialect == "sqlite":
+        # SQLite's own rules of affinity, in their order: https://www.sqlite.org/datatype3.html#determination_of_column_affinity
+        if "int" in name:
+            return KeyKind.INTEGER
+        if any(part in name for part in ("char", "clob", "text")):
+            return KeyKind.TEXT
+        return KeyKind.UUID if name == "uuid" else None
+    family = "mysql" if facts.dialect in {"mysql", "mariadb"} else facts.dialect
+    if name in _INTEGERS[family]:
+        return KeyKind.INTEGER
+    if name in _TEXTS[family]:
+        return KeyKind.TEXT
+    return KeyKind.UUID if name == "uuid" else None
+
+
+def storages(reference: AuditedReference, child: ColumnFacts, parent: ColumnFacts) -> tuple[KeyStorage, KeyStorage]:
+    """How the child and the parent store the keys of this reference.
+
+    Raises KeysNotComparable where that would have to be guessed.
+    """
+    kinds = [
+        _kind_among(reference.child, child, parent),
+        _kind_among(reference.parent, parent, child),
+    ]
+    if kinds[0] is None or kinds[1] is None or kinds[0] is not kinds[1]:
+        raise KeysNotComparable(
+            f"expected keys of one kind at both ends (integers, UUIDs or text); found {_named(reference.child, child)} "
+            f"and {_named(reference.parent, parent)}. An audit does not guess which of them are meant to be equal: "
+            "give both columns one type."
+        )
+    return _storage(kinds[0], child), _storage(kinds[1], parent)
+
+
+def _kind_among(end: Endpoint, facts: ColumnFacts, other: ColumnFacts) -> KeyKind | None:
+    kind = key_kind(facts)
+    could_be_uuid = kind is KeyKind.TEXT and facts.length in _UUID_LENGTHS
+    if could_be_uuid and (_declared_uuid(end) or key_kind(other) is KeyKind.UUID):
+        return KeyKind.UUID
+    return kind
+
+
+def _declared_uuid(end: Endpoint) -> bool:
+    declared: sa.types.TypeEngine[Any] = end.column.type
+    return isinstance(declared, sa.Uuid)
+
+
+def _named(end: Endpoint, facts: ColumnFacts) -> str:
+    length = f"({facts.length})" if facts.length is not None else ""
+    return f"{end} of type {facts.type_name or 'unknown'}{length} in {facts.dialect}"
+
+
+def _storage(kind: KeyKind, facts: ColumnFacts) -> KeyStorage:
+    if kind is KeyKind.INTEGER:
+        return IntegerStorage()
+    return UuidStorage(facts) if kind is KeyKind.UUID else TextStorage(facts)

@@ -1,0 +1,210 @@
+"""How a column stores keys: reading them, binding them, and comparing them as its own server does.
+
+Three words: a *key* is the value as Python compares it; a *raw* value is what the server sends and takes for it; a
+key's *spellings* are all raw values by which the column may store it.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Any, Final, Protocol
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import mysql
+
+from crosstie.orm.integrity.catalog import ColumnFacts
+from crosstie.orm.integrity.errors import UnexpectedKey
+from crosstie.orm.integrity.findings import Key
+
+__all__ = ["IntegerStorage", "KeyKind", "KeyStorage", "Raw", "TextStorage", "UuidStorage"]
+
+Raw = Any
+"""What the driver gives for a key and takes back unchanged."""
+
+_INT64: Final = range(-(2**63), 2**63)
+_CHARSETS: Final = {"ascii": "ascii", "latin1": "cp1252"}
+"""Python's names of the narrow character sets of MySQL."""
+
+
+class KeyKind(StrEnum):
+    """Keys of one kind can be compared, whatever the two databases call their types."""
+
+    INTEGER = "integer"
+    UUID = "uuid"
+    TEXT = "text"
+
+
+class KeyStorage(Protocol):
+    """A column's way of storing keys of one kind."""
+
+    @property
+    def kind(self) -> KeyKind:
+        """Which keys these are."""
+
+    @property
+    def exact(self) -> bool:
+        """Whether the column's own `=` holds for equal keys only."""
+
+    def typed(self, column: sa.Column[Any]) -> sa.ColumnElement[Any]:
+        """The column as keyset pages order and compare it: by its own rules and through its own index."""
+
+    def distinct(self, column: sa.Column[Any]) -> sa.ColumnElement[Any]:
+        """The column such that two different keys never count as one."""
+
+    def key(self, raw: Raw) -> Key:
+        """The key of a value read through `distinct`. Raises UnexpectedKey."""
+
+    def spellings(self, key: Key) -> tuple[Raw, ...]:
+        """What to bind to find the key in the column; empty where the column cannot hold it."""
+
+    def only(self, column: sa.Column[Any], key: Key) -> sa.ColumnElement[bool]:
+        """The condition that a row has this very key."""
+
+
+class IntegerStorage:
+    """Integers of any width that fit 64 bits with a sign."""
+
+    kind = KeyKind.INTEGER
+    exact = True
+
+    def typed(self, column: sa.Column[Any]) -> sa.ColumnElement[Any]:
+        """Compared as BIGINT: bound as the column's own INTEGER, a key beyond it would be an error."""
+        return sa.type_coerce(column, sa.BigInteger())
+
+    distinct = typed
+
+    def key(self, raw: Raw) -> Key:
+        """SQLite keeps text in an INTEGER column, and BIGINT UNSIGNED goes beyond what is compared here."""
+        if type(raw) is not int or raw not in _INT64:
+            raise UnexpectedKey(f"expected integer keys that fit 64 bits with a sign, found {raw!r}")
+        return raw
+
+    def keys(self, raws: Sequence[Raw]) -> None:
+        """Check many at once: nothing but integers. Raises UnexpectedKey."""
+        if set(map(type, raws)) - {int}:
+            self.key(next(raw for raw in raws if type(raw) is not int))
+        for raw in (min(raws), max(raws)) if raws else ():
+            self.key(raw)
+
+    def spellings(self, key: Key) -> tuple[Raw, ...]:
+        """The integer itself."""
+        return (key,)
+
+    def only(self, column: sa.Column[Any], key: Key) -> sa.ColumnElement[bool]:
+        """Plain equality."""
+        return self.typed(column) == key
+
+
+class TextStorage:
+    """Text under the column's own collation, which may call different texts equal."""
+
+    kind = KeyKind.TEXT
+
+    def __init__(self, facts: ColumnFacts) -> None:
+        self.facts = facts
+        self.exact = facts.exact
+        self._codec = _CHARSETS.get(facts.charset or "")
+        self._type: sa.types.TypeEngine[Any] = sa.String()
+        if facts.dialect == "postgresql" and facts.type_name in {"bpchar", "citext"}:
+            # As VARCHAR, `=` would neither ignore padding nor case, nor use the column's index.
+            self._type = _NamedType(facts.type_name)
+
+    def typed(self, column: sa.Column[Any]) -> sa.ColumnElement[Any]:
+        """Bound values take the column's own type and collation."""
+        return sa.type_coerce(column, self._type)
+
+    def distinct(self, column: sa.Column[Any]) -> sa.ColumnElement[Any]:
+        """Compared byte by byte, without the padding of CHAR."""
+        if self.facts.dialect == "postgresql":
+            return sa.cast(column, sa.Text()).collate("C")
+        if self.facts.dialect == "sqlite":
+            return sa.type_coerce(column, sa.String()).collate("BINARY")
+        # BINARY, because even a _bin collation ignores trailing spaces.
+        return sa.cast(sa.cast(column, mysql.CHAR(charset="utf8mb4")), sa.LargeBinary())
+
+    def key(self, raw: Raw) -> Key:
+        """MySQL and MariaDB send bytes, for which `distinct` asks."""
+        if isinstance(raw, bytes):
+            raw = raw.decode("utf-8")
+        if not isinstance(raw, str):
+            raise UnexpectedKey(f"expected text keys, found {raw!r}")
+        return raw
+
+    def spellings(self, key: Key) -> tuple[Raw, ...]:
+        """The text itself, unless the column's character set lacks a letter of it: then no row can have it."""
+        text = str(key)
+        if self.facts.dialect == "postgresql" and "\0" in text:
+            return ()
+        if self._codec is not None:
+            try:
+                text.encode(self._codec)
+            except UnicodeEncodeError:
+                return ()
+        if self.facts.charset in {"utf8", "utf8mb3"} and any(ord(letter) > 0xFFFF for letter in text):
+            return ()
+        return (text,)
+
+    def only(self, column: sa.Column[Any], key: Key) -> sa.ColumnElement[bool]:
+        """Equal by the column's rules, for the index, and byte by byte."""
+        text = str(key)
+        exact: str | bytes = text if self.facts.dialect in {"postgresql", "sqlite"} else text.encode("utf-8")
+        return sa.and_(self.typed(column) == text, self.distinct(column) == exact)
+
+
+class UuidStorage:
+    """UUIDs, in the server's own type or as text with or without dashes, in either case of letters."""
+
+    kind = KeyKind.UUID
+    exact = True
+
+    def __init__(self, facts: ColumnFacts) -> None:
+        self.native = facts.type_name == "uuid" and facts.dialect != "sqlite"
+        self._native_objects = self.native and facts.dialect == "postgresql"
+        self._text = TextStorage(facts)
+
+    def typed(self, column: sa.Column[Any]) -> sa.ColumnElement[Any]:
+        """Ordered by the server, whose order of UUIDs need not be that of their bytes."""
+        if self._native_objects:
+            return sa.type_coerce(column, sa.Uuid())
+        return self._text.typed(column)
+
+    distinct = typed
+
+    def key(self, raw: Raw) -> Key:
+        """Any text that Python's `uuid.UUID` understands."""
+        if isinstance(raw, uuid.UUID):
+            return raw
+        try:
+            return uuid.UUID(str(raw).strip())
+        except ValueError:
+            raise UnexpectedKey(f"expected UUID keys, found {raw!r}") from None
+
+    def spellings(self, key: Key) -> tuple[Raw, ...]:
+        """One where the server knows UUIDs, else four."""
+        assert isinstance(key, uuid.UUID)
+        if self._native_objects:
+            return (key,)
+        dashed = str(key)
+        if self.native:
+            return (dashed,)
+        return (key.hex, dashed, key.hex.upper(), dashed.upper())
+
+    def only(self, column: sa.Column[Any], key: Key) -> sa.ColumnElement[bool]:
+        """Any spelling of it."""
+        return self.typed(column).in_(self.spellings(key))
+
+
+class _NamedType(sa.types.UserDefinedType[str]):
+    """A character type of PostgreSQL that SQLAlchemy would bind as VARCHAR."""
+
+    cache_ok = True
+    render_bind_cast = True
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def get_col_spec(self, **_: Any) -> str:
+        """The type's name in a cast."""
+        return self.name.upper()

@@ -1,0 +1,103 @@
+"""Which child rows and parent keys unresolved sagas have in their hands, so that an audit does not judge them yet.
+
+Pure: told by table and primary key which rows are touched, it answers for a child row or a parent key. Where it cannot
+tell, the answer is "touched": an orphan is then reported by the next audit, and nothing is reported that is none.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Collection
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any, Protocol
+
+from crosstie.orm.integrity.endpoint import AuditedReference, Endpoint
+from crosstie.orm.integrity.findings import Key
+from crosstie.orm.integrity.storage import KeyStorage
+
+__all__ = ["NO_SAGAS", "Suspicion", "TouchedKeys", "spell"]
+
+
+class TouchedKeys(Protocol):
+    """Answers (table, primary key as text) of each row touched by a saga that is open or has ended since `since_ms`."""
+
+    def __call__(self, database_name: str, /, *, since_ms: int) -> Collection[tuple[str, tuple[str, ...]]]:
+        """`since_ms` is by that database's clock."""
+
+
+def NO_SAGAS(database_name: str, /, *, since_ms: int) -> Collection[tuple[str, tuple[str, ...]]]:  # noqa: N802
+    """Nobody runs sagas: nothing is ever touched."""
+    del database_name, since_ms
+    return ()
+
+
+def spell(value: Any) -> str | None:
+    """The spelling that records of sagas give a key value; None for a type whose spelling depends on the database.
+
+    UUIDs, in whatever form, become 32 hexadecimal digits; the padding of CHAR is dropped.
+    """
+    if isinstance(value, uuid.UUID):
+        return value.hex
+    if isinstance(value, bool) or not isinstance(value, int | str | Decimal):
+        return None
+    text = str(value).rstrip(" ")
+    if len(text) in {32, 36}:
+        try:
+            return uuid.UUID(text).hex
+        except ValueError:
+            return text
+    return text
+
+
+@dataclass(frozen=True)
+class Suspicion:
+    """What sagas touch at both ends of one reference."""
+
+    child_rows: frozenset[tuple[str, ...]]
+    parent_rows: frozenset[tuple[str, ...]]
+    parent_key_is_enough: bool
+    """Whether a parent's key alone tells whether its row is touched."""
+
+    @classmethod
+    def of(
+        cls,
+        reference: AuditedReference,
+        storage: KeyStorage,
+        child: Collection[tuple[str, tuple[str, ...]]],
+        parent: Collection[tuple[str, tuple[str, ...]]],
+    ) -> Suspicion:
+        """Sort what the sagas of both databases touch; `storage` is the parent's."""
+        end = reference.parent
+        return cls(
+            child_rows=_rows_of(reference.child, child),
+            parent_rows=_rows_of(end, parent),
+            # A deleted row's other columns are gone, and a wide `=` matches keys that are spelt otherwise.
+            parent_key_is_enough=storage.exact and [one.name for one in end.primary_key] == [end.column.name],
+        )
+
+    def __or__(self, other: Suspicion) -> Suspicion:
+        return Suspicion(
+            self.child_rows | other.child_rows,
+            self.parent_rows | other.parent_rows,
+            self.parent_key_is_enough and other.parent_key_is_enough,
+        )
+
+    def touches_row(self, row_key: tuple[Any, ...]) -> bool:
+        """Whether a saga has this child row in its hands."""
+        if not self.child_rows:
+            return False
+        spelt = tuple(spell(value) for value in row_key)
+        return None in spelt or spelt in self.child_rows
+
+    def touches_parent(self, key: Key) -> bool:
+        """Whether a saga has the parent of this key in its hands, there or just deleted."""
+        if not self.parent_rows:
+            return False
+        return not self.parent_key_is_enough or (spell(key),) in self.parent_rows
+
+
+def _rows_of(end: Endpoint, touched: Collection[tuple[str, tuple[str, ...]]]) -> frozenset[tuple[str, ...]]:
+    # MySQL on some systems, and SQLite, do not tell the case of a table's name.
+    name = end.table.name.lower()
+    return frozenset(key for table, key in touched if table.rpartition(".")[2].lower() == name)
