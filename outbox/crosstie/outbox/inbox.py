@@ -52,9 +52,9 @@ def fence(seen_epoch: int, lease: Lease) -> None:
     if seen_epoch > lease.epoch:
         raise LeaseLost(
             f"lane {lease.lane} of route {lease.route!r}: the target has seen epoch {seen_epoch}, and this worker "
-            f"holds {lease.epoch}: another worker took the lane after the lease had run out. If it repeats itself while "
-            "nobody else owns the lane, the source database was restored from a backup that is older than what the "
-            "target has received."
+            f"holds {lease.epoch}: another worker took the lane after the lease had run out. If this repeats itself "
+            "while nobody else owns the lane, the source database was restored from a backup that is older than what "
+            "the target has received."
         )
 
 

@@ -22,11 +22,13 @@ from crosstie.outbox.envelope import Envelope
 from crosstie.outbox.errors import NoOutboxChosen
 from crosstie.outbox.event import Event, EventBuffer
 from crosstie.outbox.insertion import insert_events
+from crosstie.outbox.tables import route
 
 __all__ = ["enqueue", "publish", "publish_event"]
 
 EVENTS: Final = "outbox.events"
 SAGA_ID: Final = "outbox.saga_id"
+_TOUCH: Final = sa.select(route.c.lanes).where(route.c.route == "")
 
 
 def publish(event: Event, to: sa.Connection | Session) -> None:
@@ -81,7 +83,13 @@ def enqueue(tx: LocalTransaction, events: Iterable[Event]) -> None:
     envelopes = [Envelope.of(event) for event in events]
     if not envelopes:
         return
+    first = not tx.written
     tx.mark_written()
+    if first and tx.depth:
+        # If this savepoint rolls back, nothing else may ever be written; but MySQL has no open transaction to commit
+        # before a statement has touched a table, and then it looks like one that an error has ended.
+        with tx.mapped_errors():
+            tx.connection.execute(_TOUCH)
     tx.ledger(EVENTS).extend(envelopes)
     # Registered again after a rolled-back savepoint has cut it away, and by a hook that publishes after it has run.
     if _write not in tx.ledger("before_commit"):
@@ -95,8 +103,8 @@ def _write(tx: LocalTransaction) -> None:
     saga_id = next(iter(tx.ledgers.get(SAGA_ID, ())), None)
     with tx.mapped_errors():
         routes = insert_events(tx.connection, envelopes, saga_id=saga_id, want_routes=doorbell.is_heard())
-    for route in sorted(routes):
-        tx.after_commit(partial(doorbell.ring, tx.database.name, route))
+    for name in sorted(routes):
+        tx.after_commit(partial(doorbell.ring, tx.database.name, name))
 
 
 def _only_open_database(event: Event) -> str:
