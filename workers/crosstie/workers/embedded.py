@@ -73,7 +73,7 @@ class Channel(sqlalchemy.Channel):
         with self._connect() as connection:
             connection.execute(sa.insert(table).prefix_with("OR IGNORE").values(name=queue))
 
-    def _put(self, queue: str, payload: Any, **_: Any) -> None:  # type: ignore[override] - two bases, two names
+    def _put(self, queue: str, payload: Any, **_: Any) -> None:  # type: ignore[override]
         table = self.message_cls.__table__
         self._new_queue(queue)
         with self._connect() as connection:
