@@ -103,6 +103,41 @@ def test_a_database_is_dropped_whoever_is_still_in_it(served: engines.ServedKind
     lingering.close()
 
 
+def test_a_database_used_again_has_a_new_name_and_nothing_in_it(tmp_path: Path) -> None:
+    """Whatever a test put into it, the next test's database is as if it had just been created."""
+    with fresh_database("postgresql", tmp_path) as first:
+        for statement in (
+            "CREATE TABLE item (id serial PRIMARY KEY, name text)",
+            "CREATE TYPE mood AS ENUM ('calm')",
+            "CREATE FUNCTION one() RETURNS integer LANGUAGE sql AS 'SELECT 1'",
+            "CREATE SCHEMA other",
+            "CREATE TABLE other.item (id integer)",
+        ):
+            first.execute(statement)
+    with fresh_database("postgresql", tmp_path) as second:
+        assert second.name != first.name
+        assert first.name not in names_on("postgresql")
+        for catalog in ("pg_class", "pg_type", "pg_proc"):
+            assert second.scalar(f"SELECT count(*) FROM {catalog} WHERE oid >= 16384") == 0
+        second.execute("CREATE TABLE item (id integer)")
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SELECT lo_create(0)",
+        "CREATE PUBLICATION changes",
+        "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET work_mem = 65', current_database()); END $$",
+    ],
+    ids=["large object", "publication", "setting"],
+)
+def test_a_database_that_dropping_its_schemas_does_not_empty_is_not_used_again(statement: str, tmp_path: Path) -> None:
+    """It is dropped instead."""
+    with fresh_database("postgresql", tmp_path) as database:
+        database.execute(statement)
+    assert database.name not in names_on("postgresql")
+
+
 def test_what_a_killed_run_left_is_dropped_by_the_next(
     served: engines.ServedKind, spawn: Spawner, tmp_path: Path
 ) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol
 
 from sqlalchemy.engine import URL
 
-from bench import engines
+from bench import engines, recycling
 from bench.engines import KINDS, DatabaseKind
 from bench.leftovers import unique_name
 from bench.servers import require
@@ -190,10 +190,24 @@ def fresh_database(kind: DatabaseKind, folder: Path) -> Iterator[TestDatabase]:
         return
     server = engines.server_config(kind, require(kind))
     config = server | {"database": name}
-    with closing(engines.connect(server)) as admin:
-        engines.create(kind, admin, name)
+    _make(kind, server, name)
     try:
         yield TestDatabase(kind, name, config, config)
     finally:
-        with closing(engines.connect(server)) as admin:
-            engines.drop(kind, admin, name)
+        _remove(kind, server, name)
+
+
+def _make(kind: engines.ServedKind, server: dict[str, Any], name: str) -> None:
+    if kind == "postgresql":
+        recycling.take(server, name)
+        return
+    with closing(engines.connect(server)) as admin:
+        engines.create(kind, admin, name)
+
+
+def _remove(kind: engines.ServedKind, server: dict[str, Any], name: str) -> None:
+    if kind == "postgresql":
+        recycling.give_back(server, name)
+        return
+    with closing(engines.connect(server)) as admin:
+        engines.drop(kind, admin, name)
