@@ -1,6 +1,6 @@
 """Conditions of a query: keywords made into comparisons, expressions checked before they reach a database.
 
-Keywords mean four things and nothing else: a value is compared, None is IS NULL, a list is IN, and an unknown name is an
+Keywords mean three things and nothing else: a value is compared, None is IS NULL, a list is IN; an unknown name is an
 error. Values pass through the field's type on the way in, so that '1' finds the row with the integer 1 or is refused.
 """
 
@@ -69,7 +69,8 @@ def _member(field: MappedField, values: Collection[Any], database: Database) -> 
     column = field.column
     if database.capabilities.array_parameters:
         array: sa.BindParameter[Any] = sa.bindparam("keys", list(values), postgresql.ARRAY(column.type), unique=True)
-        return column == sa.any_(array)
+        equal: sa.ColumnElement[bool] = column == sa.any_(array)
+        return equal
     if len(values) <= 500 or database.kind != "sqlite":
         # PyMySQL puts values into the text of the statement, so only max_allowed_packet limits their number.
         return column.in_(values)
@@ -85,7 +86,8 @@ def _member(field: MappedField, values: Collection[Any], database: Database) -> 
             f"found {len(raw)}: divide the list."
         ) from None
     keys = sa.func.json_each(sa.bindparam("keys", listed, sa.String(), unique=True)).table_valued("value")
-    return column.in_(sa.select(keys.c.value))
+    among: sa.ColumnElement[bool] = column.in_(sa.select(keys.c.value))
+    return among
 
 
 class _Comparison(Condition):
@@ -94,7 +96,8 @@ class _Comparison(Condition):
         self._value = value
 
     def clause(self, database: Database) -> sa.ColumnElement[bool]:
-        return self._field.column == self._value  # None compares as IS NULL
+        equal: sa.ColumnElement[bool] = self._field.column == self._value  # None compares as IS NULL
+        return equal
 
 
 def keyword(mapping: TableMapping, name: str, value: Any) -> Condition:
@@ -132,8 +135,8 @@ def require_one_database(mapping: TableMapping, element: sa.ClauseElement) -> No
         if other != mapping.connection:
             raise CrossDatabaseQuery(
                 f"{mapping.model.__qualname__} is in database {mapping.connection!r} and the condition uses table "
-                f"{table.name!r} of database {other!r}: no statement reaches both. Read the keys from one first and pass "
-                "them to the other as a list."
+                f"{table.name!r} of database {other!r}: no statement reaches both. Read the keys from one first and "
+                "pass them to the other as a list."
             )
 
 
@@ -142,6 +145,6 @@ def require_one_table(mapping: TableMapping, statement: sa.Select[Any]) -> None:
     for table in statement.get_final_froms():
         if table is not mapping.table:
             raise InvalidQuery(
-                f"a condition on {mapping.model.__qualname__} uses {table!s}, which the query does not read: put it into "
-                "a subquery (column.in_(sqlalchemy.select(...)) or sqlalchemy.exists())."
+                f"a condition on {mapping.model.__qualname__} uses {table!s}, which the query does not read: put it "
+                "into a subquery (column.in_(sqlalchemy.select(...)) or sqlalchemy.exists())."
             )

@@ -124,6 +124,7 @@ class Database:
             "pool_recycle": settings.pool_recycle_s,
             "poolclass": sa.pool.QueuePool,
             "hide_parameters": True,
+            "logging_name": self.name,
             "connect_args": _connect_arguments(settings),
             # Without it each return to the pool costs MySQL a ROLLBACK round trip with nothing to roll back.
             "skip_autocommit_rollback": autocommit,

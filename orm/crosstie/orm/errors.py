@@ -26,6 +26,7 @@ __all__ = [
     "MultipleRecords",
     "NoSuchTable",
     "PoolExhausted",
+    "ReadOnlyConnection",
     "RecordInvalid",
     "RecordNotFound",
     "ReferenceTypeMismatch",
@@ -67,6 +68,12 @@ class AmbiguousModel(ModelDefinitionError):
     """Two models have the name that a relation refers to."""
 
     code = "model.ambiguous"
+
+
+class ReadOnlyConnection(CrosstieError):
+    """A write was meant for a connection that is configured read_only."""
+
+    code = "connection.read-only"
 
 
 class RecordInvalid(CrosstieError):

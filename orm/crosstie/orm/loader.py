@@ -34,6 +34,7 @@ def result_processors(
     """
     found: list[Callable[[Any], Any] | None] = []
     for field, about in zip(fields, description, strict=True):
+        process: Callable[[Any], Any] | None
         process = field.column.type.dialect_impl(dialect).result_processor(dialect, about[1])
         convert = field.convert
         if convert is not None:

@@ -1,8 +1,4 @@
-"""A model's table: built when first needed, from the model's fields, its connection and its relations.
-
-Which connection: `__connection__` in the class itself or in an abstract base (one without a table). A class that
-declares a table of its own never takes over the connection of another model that it inherits from.
-"""
+"""A model's table: built when first needed, from the model's fields, its connection and its relations."""
 
 from __future__ import annotations
 
@@ -18,13 +14,14 @@ from pydantic.fields import FieldInfo
 
 from crosstie.orm.column import Check, Column, FieldType, field_type, markers
 from crosstie.orm.configuration import nearest
+from crosstie.orm.declaration import connection_of, key_names, relations_of, table_name_of
 from crosstie.orm.errors import InvalidQuery, ModelDefinitionError
 
 if TYPE_CHECKING:
     from crosstie.orm.model import ActiveRecord
     from crosstie.orm.relation import BelongsTo, Relation
 
-__all__ = ["Columns", "MappedField", "TableMapping", "UnknownColumn", "connection_of", "mapping_of", "table_name_of"]
+__all__ = ["Columns", "MappedField", "TableMapping", "UnknownColumn", "mapping_of"]
 
 
 class UnknownColumn(InvalidQuery, AttributeError):
@@ -126,7 +123,7 @@ class TableMapping:
         self.field_of_column = {field.column.name: field for field in self.fields.values()}
         self.mutable = tuple(name for name, field in self.fields.items() if field.mutable)
         self.columns = Columns(self)
-        self.statements: dict[Any, sa.sql.expression.Executable] = {}
+        self.statements: dict[Any, Any] = {}
         self.loaders: dict[Any, Any] = {}
 
     @cached_property
@@ -140,8 +137,8 @@ class TableMapping:
         if len(self.key) > 1:
             names = ", ".join(field.name for field in self.key)
             raise ModelDefinitionError(
-                f"{self.model.__qualname__} has the composite key ({names}), which a relation cannot refer to: name one "
-                "column with primary_key=..."
+                f"{self.model.__qualname__} has the composite key ({names}), which a relation cannot refer to: name "
+                "one column with primary_key=..."
             )
         return self.key[0]
 
@@ -234,66 +231,6 @@ def _complete(model: type[ActiveRecord]) -> None:
         model.model_rebuild()
     except PydanticUndefinedAnnotation as error:
         raise ModelDefinitionError(
-            f"{model.__qualname__} uses the annotation {error.name!r}, which is not defined: import or define it before "
-            "the model is used."
+            f"{model.__qualname__} uses the annotation {error.name!r}, which is not defined: import or define it "
+            "before the model is used."
         ) from error
-
-
-def key_names(model: type[ActiveRecord]) -> tuple[str, ...]:
-    """The fields of the primary key. Raises ModelDefinitionError where there is none."""
-    marked = tuple(name for name, info in model.model_fields.items() if any(one.primary_key for one in markers(info)))
-    names = marked or tuple(model.__primary_key__)
-    if not names:
-        raise ModelDefinitionError(
-            f"{model.__qualname__} has no primary key: inherit from IntegerPKMixin or UUIDMixin, or mark a field with "
-            "Annotated[..., Column(primary_key=True)]."
-        )
-    return names
-
-
-def relations_of(model: type[ActiveRecord]) -> dict[str, Relation[Any]]:
-    """The relations of a class and its bases, by name."""
-    from crosstie.orm.relation import Relation
-
-    found: dict[str, Relation[Any]] = {}
-    for base in reversed(model.__mro__):
-        found |= {name: value for name, value in vars(base).items() if isinstance(value, Relation)}
-    return found
-
-
-def table_name_of(model: type) -> str | None:
-    """The table that a class is mapped to; None for an abstract one."""
-    name = getattr(model, "__table_name__", None)
-    if name is None:
-        return None
-    if not isinstance(name, str) or not name:
-        raise ModelDefinitionError(f"{model.__qualname__}: expected __table_name__ to be a name, and found {name!r}.")
-    return name
-
-
-def connection_of(model: type) -> tuple[str, tuple[str, ...]]:
-    """The names of a class's connection and of its read connections. Raises ModelDefinitionError."""
-    provider = next((base for base in model.__mro__ if "__connection__" in vars(base)), None)
-    name = None if provider is None else vars(provider)["__connection__"]
-    if provider is None or not isinstance(name, str) or not name:
-        raise ModelDefinitionError(
-            f'{model.__qualname__} has a table but no connection: expected __connection__ = "<a name given to '
-            f'ConnectionManager.configure>" and found {name!r}.'
-        )
-    other_table = table_name_of(provider)
-    if other_table is not None and other_table != table_name_of(model):
-        raise ModelDefinitionError(
-            f"{model.__qualname__} declares the table {table_name_of(model)!r} and would inherit the connection {name!r} "
-            f"of {provider.__qualname__}, whose table is {other_table!r}: say in which database the new table is, with "
-            f"__connection__ in {model.__qualname__}."
-        )
-    nearer = model.__mro__[: model.__mro__.index(provider) + 1]
-    replicas = next((vars(base)["__read_connection__"] for base in nearer if "__read_connection__" in vars(base)), None)
-    if replicas is None:
-        return name, ()
-    names = (replicas,) if isinstance(replicas, str) else tuple(replicas)
-    if not all(isinstance(one, str) and one for one in names):
-        raise ModelDefinitionError(
-            f"{model.__qualname__}: expected __read_connection__ to be a name or several, and found {replicas!r}."
-        )
-    return name, names

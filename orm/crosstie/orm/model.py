@@ -11,8 +11,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from crosstie.orm import persistence, related, schema
 from crosstie.orm import state as record_state
+from crosstie.orm.declaration import connection_of, relations_of, table_name_of
 from crosstie.orm.errors import InvalidQuery, ModelDefinitionError, RecordNotFound, StaleRecord
-from crosstie.orm.mapping import Columns, connection_of, mapping_of, relations_of, table_name_of
+from crosstie.orm.mapping import Columns, mapping_of
 from crosstie.orm.query import Query
 from crosstie.orm.reading import find_first
 from crosstie.orm.registry import registry
@@ -64,13 +65,12 @@ class ActiveRecord(BaseModel):
         if cls.is_mapped():
             connection_of(cls)
         taken = [name for name in cls.model_fields if hasattr(ActiveRecord, name)]
-        taken += [
-            name for name in relations_of(cls) if name in cls.model_fields or f"_{name}" in cls.__private_attributes__
-        ]
+        private = cls.__private_attributes__
+        taken += [name for name in relations_of(cls) if name in cls.model_fields or f"_{name}" in private]
         if taken:
             raise ModelDefinitionError(
-                f"{cls.__qualname__}: the name {taken[0]!r} is taken by ActiveRecord or used twice: rename the field (its "
-                'column may keep the name: Annotated[..., Column(name="...")]).'
+                f"{cls.__qualname__}: the name {taken[0]!r} is taken by ActiveRecord or used twice: rename the field "
+                '(its column may keep the name: Annotated[..., Column(name="...")]).'
             )
         registry.add(cls)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 import sqlalchemy as sa
 
-from crosstie.orm import eager, persistence
+from crosstie.orm import bulk, eager
 from crosstie.orm.condition import Condition, Expression, all_of, keyword, require_one_database, require_one_table
 from crosstie.orm.errors import InvalidQuery, MultipleRecords, RecordNotFound
 from crosstie.orm.mapping import TableMapping, mapping_of
@@ -144,12 +144,12 @@ class Query(Generic[M]):
         Records in memory keep what they have. Raises InvalidQuery with a limit, an offset or an order.
         """
         self._require_plain("update_all")
-        return persistence.update_rows(self._mapping, self._clause, values)
+        return bulk.update_rows(self._mapping, self._clause, values)
 
     def delete_all(self) -> int:
         """Delete every matching row in one statement; returns how many there were."""
         self._require_plain("delete_all")
-        return persistence.delete_rows(self._mapping, self._clause)
+        return bulk.delete_rows(self._mapping, self._clause)
 
     # -- the statement --------------------------------------------------------------------------------------
 
@@ -201,8 +201,8 @@ class Query(Generic[M]):
     def _require_plain(self, method: str) -> None:
         if self._limit is not None or self._offset is not None or self._order:
             raise InvalidQuery(
-                f"{method}() writes every row that meets the conditions; a limit, an offset or an order cannot narrow it. "
-                "Read the keys first and pass them to where() as a list."
+                f"{method}() writes every row that meets the conditions; a limit, an offset or an order cannot narrow "
+                "it. Read the keys first and pass them to where() as a list."
             )
 
 
@@ -212,6 +212,6 @@ def _converted(fields: list[Any], row: sa.Row[Any]) -> Iterator[Any]:
 
 
 def _count_of(value: int | None, what: str) -> int | None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+    if value is not None and (type(value) is not int or value < 0):
         raise InvalidQuery(f"{what}() expected a number of rows, zero or more, and found {value!r}.")
     return value

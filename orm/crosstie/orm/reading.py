@@ -63,7 +63,7 @@ def find_first(
     )
     statement = mapping.statements.get(shape)
     if statement is None:
-        statement = mapping.select.limit(sa.literal_column("1"))  # type: ignore[arg-type]
+        statement = mapping.select.limit(sa.literal_column("1"))
         for position, (field, value) in enumerate(zip(fields, values, strict=True)):
             sought = None if value is None else sa.bindparam(f"value_{position}", type_=field.column.type)
             statement = statement.where(field.column == sought)

@@ -66,8 +66,8 @@ class Registry:
             )
         places = " and ".join(f"{model.__module__}.{model.__qualname__}" for model in found)
         raise AmbiguousModel(
-            f"{owner.__module__}.{owner.__qualname__} refers to a model {name!r}, and several have this name: {places}. "
-            f"Import the one that is meant into {owner.__module__}, or write its full name in the relation."
+            f"{owner.__module__}.{owner.__qualname__} refers to a model {name!r}, and several have this name: "
+            f"{places}. Import the one that is meant into {owner.__module__}, or write its full name in the relation."
         )
 
     def latest(self, model: type[ActiveRecord]) -> type[ActiveRecord]:

@@ -120,12 +120,12 @@ class Relation(Generic[T]):
         if other is None:
             hint = nearest(self.inverse_of, list(target.relations))
             raise ModelDefinitionError(
-                f"{where}: inverse_of names {self.inverse_of!r}, and {target.model.__qualname__} has no such relation.{hint}"
+                f"{where}: inverse_of names {self.inverse_of!r}, which {target.model.__qualname__} has not.{hint}"
             )
         if other.key_is_here is self.key_is_here or other.foreign_key != self.foreign_key:
             raise ModelDefinitionError(
-                f"{where}: {target.model.__qualname__}.{self.inverse_of} is not its inverse: expected the opposite side "
-                f"of the foreign key {self.foreign_key!r}, and found {other!r}."
+                f"{where}: {target.model.__qualname__}.{self.inverse_of} is not its inverse: expected the opposite "
+                f"side of the foreign key {self.foreign_key!r}, and found {other!r}."
             )
         return None if other.many else self.inverse_of
 
@@ -250,10 +250,11 @@ def _is_loaded(record: ActiveRecord, relation: Relation[Any]) -> bool:
 
 
 class HasMany(Relation[T]):
-    """Rows of another model whose `foreign_key` is this record's key: `posts: ClassVar[HasMany["Post"]] = HasMany(...)`.
+    """Rows of another model whose `foreign_key` is this record's key.
 
-    `inverse_of` names the relation that leads back, which is then set without a query; `primary_key` names the field
-    that the foreign key refers to, where it is not the primary key.
+    Declared as `posts: ClassVar[HasMany["Post"]] = HasMany(foreign_key="user_id")`. `inverse_of` names the relation
+    that leads back, which is then set without a query; `primary_key` names the field that the foreign key refers to,
+    where it is not the primary key.
     """
 
     many = True

@@ -10,7 +10,7 @@ import enum
 from collections.abc import Callable
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 import sqlalchemy as sa
 from pydantic import TypeAdapter
@@ -49,8 +49,10 @@ UUID: Final = sa.Uuid(native_uuid=False).with_variant(postgresql.UUID(as_uuid=Tr
 
 
 def key_text(length: int) -> TypeEngine[str]:
-    """Text that can be a key: MySQL indexes no TEXT, and its usual collations call 'a' and 'A' the same key."""
-    return sa.String(length).with_variant(mysql.VARCHAR(length, collation="utf8mb4_bin"), "mysql", "mariadb")
+    """Text that can be a key: MySQL indexes no TEXT, and its usual collations call 'a', 'A' and 'a ' the same key."""
+    mysql_type = mysql.VARCHAR(length, collation="utf8mb4_0900_bin")
+    mariadb_type = mysql.VARCHAR(length, collation="utf8mb4_nopad_bin")
+    return sa.String(length).with_variant(mysql_type, "mysql").with_variant(mariadb_type, "mariadb")
 
 
 def key_bytes(length: int) -> TypeEngine[bytes]:
@@ -192,7 +194,6 @@ class JsonDocument(TypeDecorator[Any]):
 
     impl = sa.JSON(none_as_null=True)
     cache_ok = True
-    coerce_to_is_types: ClassVar[tuple[type, ...]] = (type(None),)
 
     def __init__(self, adapter: TypeAdapter[Any], plain: bool) -> None:
         super().__init__()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -358,6 +359,14 @@ def detached_transaction(name: str) -> Iterator[LocalTransaction]:
     tx.commit()
 
 
+def _level_of_user_code() -> int:
+    """The `stacklevel` that makes a warning point past crosstie's own frames, at the line that caused it."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(("crosstie.", "contextlib")):
+        level, frame = level + 1, frame.f_back
+    return level
+
+
 @contextmanager
 def statement_connection(name: str, *, write: bool) -> Iterator[sa.Connection]:
     """The connection on which a single statement of the ORM runs.
@@ -380,7 +389,7 @@ def statement_connection(name: str, *, write: bool) -> Iterator[sa.Connection]:
             f"a write to {name!r} inside a transaction of {others} commits by itself and is not taken back when that "
             "transaction rolls back. Wrap both in `with saga(...)`.",
             CrossDatabaseWriteWarning,
-            stacklevel=4,
+            stacklevel=_level_of_user_code(),
         )
     database = ConnectionManager.get(name)
     with database.mapped_errors(), database.autocommit.connect() as connection:

@@ -1,0 +1,47 @@
+"""Writes of many rows in one statement, without records; the transaction's recorder sees them as any other write."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import sqlalchemy as sa
+
+from crosstie.orm.database import Database
+from crosstie.orm.errors import InvalidQuery
+from crosstie.orm.mapping import TableMapping
+from crosstie.orm.writing import checked, writing
+
+__all__ = ["delete_rows", "update_rows"]
+
+Where = Callable[[Database], sa.ColumnElement[bool]]
+
+
+def update_rows(mapping: TableMapping, where: Where, values: Mapping[str, Any]) -> int:
+    """Set fields of every row that matches; returns how many matched. Raises InvalidQuery, RecordInvalid."""
+    if not values:
+        raise InvalidQuery("update_all() expected at least one field to set.")
+    row = {}
+    for name, value in values.items():
+        field = mapping.field(name)
+        if field in mapping.key:
+            raise InvalidQuery(f"update_all() cannot set {field.column!s}: the key of a row does not change.")
+        row[field.column.name] = checked(field, field.coerce(value))
+    with writing(mapping) as (connection, database, tx):
+        clause = where(database)
+        statement = sa.update(mapping.table).where(clause).values(row)
+        if tx is None or tx.recorder is None:
+            return connection.execute(statement).rowcount
+        token = tx.recorder.updating(tx, mapping.table, clause, list(row))
+        matched = connection.execute(statement).rowcount
+        tx.recorder.updated(tx, token)
+        return matched
+
+
+def delete_rows(mapping: TableMapping, where: Where) -> int:
+    """Delete every row that matches; returns how many there were."""
+    with writing(mapping) as (connection, database, tx):
+        clause = where(database)
+        if tx is not None and tx.recorder is not None:
+            tx.recorder.deleting(tx, mapping.table, clause)
+        return connection.execute(sa.delete(mapping.table).where(clause)).rowcount

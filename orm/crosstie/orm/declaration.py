@@ -1,0 +1,78 @@
+"""What a model class declares: its table, its connections, its key, its relations; read without building anything.
+
+Which connection: `__connection__` in the class itself or in an abstract base (one without a table). A class that
+declares a table of its own never takes over the connection of another model that it inherits from.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from crosstie.orm.column import markers
+from crosstie.orm.errors import ModelDefinitionError
+
+if TYPE_CHECKING:
+    from crosstie.orm.model import ActiveRecord
+    from crosstie.orm.relation import Relation
+
+__all__ = ["connection_of", "key_names", "relations_of", "table_name_of"]
+
+
+def key_names(model: type[ActiveRecord]) -> tuple[str, ...]:
+    """The fields of the primary key. Raises ModelDefinitionError where there is none."""
+    marked = tuple(name for name, info in model.model_fields.items() if any(one.primary_key for one in markers(info)))
+    names = marked or tuple(model.__primary_key__)
+    if not names:
+        raise ModelDefinitionError(
+            f"{model.__qualname__} has no primary key: inherit from IntegerPKMixin or UUIDMixin, or mark a field with "
+            "Annotated[..., Column(primary_key=True)]."
+        )
+    return names
+
+
+def relations_of(model: type[ActiveRecord]) -> dict[str, Relation[Any]]:
+    """The relations of a class and its bases, by name."""
+    from crosstie.orm.relation import Relation
+
+    found: dict[str, Relation[Any]] = {}
+    for base in reversed(model.__mro__):
+        found |= {name: value for name, value in vars(base).items() if isinstance(value, Relation)}
+    return found
+
+
+def table_name_of(model: type) -> str | None:
+    """The table that a class is mapped to; None for an abstract one."""
+    name = getattr(model, "__table_name__", None)
+    if name is None:
+        return None
+    if not isinstance(name, str) or not name:
+        raise ModelDefinitionError(f"{model.__qualname__}: expected __table_name__ to be a name, and found {name!r}.")
+    return name
+
+
+def connection_of(model: type) -> tuple[str, tuple[str, ...]]:
+    """The names of a class's connection and of its read connections. Raises ModelDefinitionError."""
+    provider = next((base for base in model.__mro__ if "__connection__" in vars(base)), None)
+    name = None if provider is None else vars(provider)["__connection__"]
+    if provider is None or not isinstance(name, str) or not name:
+        raise ModelDefinitionError(
+            f'{model.__qualname__} has a table but no connection: expected __connection__ = "<a name given to '
+            f'ConnectionManager.configure>" and found {name!r}.'
+        )
+    other_table = table_name_of(provider)
+    if other_table is not None and other_table != table_name_of(model):
+        raise ModelDefinitionError(
+            f"{model.__qualname__} declares the table {table_name_of(model)!r} and would inherit the connection "
+            f"{name!r} of {provider.__qualname__}, whose table is {other_table!r}: say in which database the new "
+            f"table is, with __connection__ in {model.__qualname__}."
+        )
+    nearer = model.__mro__[: model.__mro__.index(provider) + 1]
+    replicas = next((vars(base)["__read_connection__"] for base in nearer if "__read_connection__" in vars(base)), None)
+    if replicas is None:
+        return name, ()
+    names = (replicas,) if isinstance(replicas, str) else tuple(replicas)
+    if not all(isinstance(one, str) and one for one in names):
+        raise ModelDefinitionError(
+            f"{model.__qualname__}: expected __read_connection__ to be a name or several, and found {replicas!r}."
+        )
+    return name, names

@@ -1,0 +1,71 @@
+"""What every write of the ORM shares: the connection, the values as columns take them, the key of the row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import sqlalchemy as sa
+
+from crosstie.orm.connection import ConnectionManager
+from crosstie.orm.database import Database
+from crosstie.orm.errors import ReadOnlyConnection, RecordInvalid
+from crosstie.orm.mapping import MappedField, TableMapping
+from crosstie.orm.routing import router
+from crosstie.orm.state import LOADED, state_of
+from crosstie.orm.transaction import LocalTransaction, current, statement_connection
+
+if TYPE_CHECKING:
+    from crosstie.orm.model import ActiveRecord
+
+__all__ = ["Write", "checked", "key_condition", "row_key", "writing"]
+
+
+class Write(NamedTuple):
+    """Where a write runs; `tx` is None outside transactions, where it commits by itself."""
+
+    connection: sa.Connection
+    database: Database
+    tx: LocalTransaction | None
+
+
+@contextmanager
+def writing(mapping: TableMapping) -> Iterator[Write]:
+    """A connection for one write of this model. Raises ReadOnlyConnection, UnknownConnection, DatabaseUnavailable."""
+    name = mapping.connection
+    database = ConnectionManager.get(name)
+    if database.settings.read_only:
+        raise ReadOnlyConnection(
+            f"{mapping.model.__qualname__} is written through connection {name!r}, which is configured read_only: name "
+            "the primary in __connection__ and this one in __read_connection__."
+        )
+    with statement_connection(name, write=True) as connection:
+        tx = current(name)
+        yield Write(connection, database, tx)
+        router.note_write(name)
+
+
+def checked(field: MappedField, value: Any) -> Any:
+    """The value, if the column holds it unchanged on every kind of database. Raises RecordInvalid."""
+    if value is None:
+        if field.column.nullable:
+            return None
+        raise RecordInvalid(f"{field.column!s} is NULL, and the column takes none: assign a value.")
+    complaint = None if field.check is None else field.check(value)
+    if complaint is not None:
+        raise RecordInvalid(f"{field.column!s}: {complaint}")
+    return value
+
+
+def row_key(record: ActiveRecord, mapping: TableMapping) -> tuple[Any, ...]:
+    """The primary key that the record's row has, whatever was assigned since."""
+    state = state_of(record) or LOADED
+    held = record.__dict__
+    return tuple(state.get(field.name, held[field.name]) for field in mapping.key)
+
+
+def key_condition(record: ActiveRecord, mapping: TableMapping) -> sa.ColumnElement[bool]:
+    """The condition that only the record's row meets."""
+    pairs = zip(mapping.key, row_key(record, mapping), strict=True)
+    return sa.and_(*(field.column == sa.literal(value, field.column.type) for field, value in pairs))
