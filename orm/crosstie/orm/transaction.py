@@ -131,16 +131,16 @@ class LocalTransaction:
 
     def end_by_stranger(self) -> None:
         """Note that rollback() was called on the connection behind the block's back: only a rollback can follow."""
-        self._poison = self._poison or RuntimeError("rollback() was called on its connection inside the block")
+        self._poison = self._poison or TransactionPoisoned("rollback() was called on its connection inside the block")
         self._poison_is_final = True
 
     def require_healthy(self) -> None:
         """Raise TransactionPoisoned if a statement has failed in this transaction."""
         if self._poison is not None:
             raise TransactionPoisoned(
-                f"database {self.database.name!r}: a statement failed in this transaction "
-                f"({driver_exception(self._poison)}), and its error was swallowed. It can only roll back; let the "
-                "exception leave the block, or wrap the statement that may fail in a nested transaction."
+                f"database {self.database.name!r}: this transaction can only roll back, because of an error that was "
+                f"swallowed: {driver_exception(self._poison)}. Let the exception leave the block, or wrap the statement "
+                "that may fail in a nested transaction."
             ) from self._poison
 
     def mark_written(self) -> None:
@@ -234,13 +234,16 @@ class LocalTransaction:
     def rollback(self) -> None:
         """Roll back, whatever state the connection is in; never raises for a connection that is already dead."""
         self._hide()
+        # A stranger's rollback() has taken our transaction off the connection, which may have begun another since.
+        end = self._root.rollback if self.connection.get_transaction() is self._root else self.connection.rollback
         try:
-            self._root.rollback()
+            end()
         except sa.exc.SQLAlchemyError as error:
             logger.debug("rolling back on %r failed, its connection is discarded: %s", self.database.name, error)
             self.connection.invalidate()
-        self._release()
-        self._run_restorers(from_length=0)
+        finally:
+            self._release()
+            self._run_restorers(from_length=0)
 
     def _run_restorers(self, *, from_length: int) -> None:
         restorers = self.ledger("on_rollback")

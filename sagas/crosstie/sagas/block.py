@@ -222,16 +222,18 @@ class SagaBlock:
         resolution: Resolution | None = None
         unresolved: CrosstieError | None = None
         try:
-            resolution = resolve(header)
+            resolution = resolve(header, header.branches[0] if in_doubt else None)
         except CrosstieError as failure:
             unresolved = failure
         if resolution is None or not resolution.finished:
             doorbell.ring(header)
-        if in_doubt and resolution is None:
+        forgotten = resolution is not None and resolution.decision is Decision.FORGOTTEN
+        if in_doubt and (resolution is None or forgotten):
             raise SagaInDoubt(
                 f"saga {self.name!r} ({self.saga_id}): the connection to home {header.home!r} was lost during the "
                 "deciding "
-                f"COMMIT, and its outcome cannot be learnt now ({unresolved}). A worker will finish it; read the "
+                f"COMMIT, and its outcome cannot be learnt now ({unresolved or 'its records are gone'}). A worker "
+                "will finish it; read the "
                 "data back "
                 "before running the block again.",
                 saga_id=self.saga_id,

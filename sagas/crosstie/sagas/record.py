@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from crosstie.orm.clock import now_ms
 from crosstie.outbox.tables import saga as records
 
-__all__ = ["SagaHeader", "SagaRecord", "insert", "lock", "move", "new_saga_id", "read_home"]
+__all__ = ["SagaHeader", "SagaRecord", "insert", "lock", "move", "new_saga_id", "read_state"]
 
 BLOCK_STEP = 0
 """The step of an undivided block; the steps of longer sagas count on from it."""
@@ -96,9 +96,9 @@ def _key(saga_id: str, participant: str) -> sa.ColumnElement[bool]:
     return sa.and_(records.c.saga_id == saga_id, records.c.step == BLOCK_STEP, records.c.participant == participant)
 
 
-def read_home(connection: sa.Connection, header: SagaHeader) -> str | None:
-    """The state of home's record, committed reads only; None while nobody has decided."""
-    return connection.execute(sa.select(records.c.state).where(_key(header.saga_id, header.home))).scalar_one_or_none()
+def read_state(connection: sa.Connection, saga_id: str, participant: str) -> str | None:
+    """The state of a participant's record as last committed; None where there is no record."""
+    return connection.execute(sa.select(records.c.state).where(_key(saga_id, participant))).scalar_one_or_none()
 
 
 def lock(connection: sa.Connection, saga_id: str, participant: str) -> SagaRecord | None:

@@ -38,6 +38,8 @@ class Decision(Enum):
 
     COMMITTED = "committed"
     ABORTED = "aborted"
+    FORGOTTEN = "forgotten"
+    """It was decided and settled so long ago that its records are gone: there is nothing left to do."""
 
 
 @dataclass
@@ -56,40 +58,63 @@ class Resolution:
         return not self.pending and not self.quarantined
 
 
-def decide(header: SagaHeader) -> Decision:
+def decide(header: SagaHeader, found_in: str | None) -> Decision:
     """Read home's decision, or make it `aborted` if there is none.
 
-    Raises DatabaseUnavailable or LockTimeout (somebody else's decision is in flight): nothing is known then, try later.
+    `found_in` is the branch whose `applied` record is the reason to ask; None only for an original that has not sent
+    home's COMMIT and never will. Raises DatabaseUnavailable or LockTimeout (somebody else's decision is in flight):
+    nothing is known then, try later.
     """
     fault_point("recovery.before-decision")
     home = ConnectionManager.get(header.home)
     for attempt in range(_ATTEMPTS):
         with home.mapped_errors(), home.autocommit.connect() as connection:
-            state = record.read_home(connection, header)
+            state = record.read_state(connection, header.saga_id, header.home)
         if state is not None:
             return _understood(header, state)
         try:
-            with detached_transaction(header.home) as tx:
-                _limit_lock_waits(tx)
-                record.insert(tx.connection, header, header.home, Decision.ABORTED.value)
-                tx.mark_written()
-                fault_point("recovery.decision-recorded")
+            return _abort_in_home(header, found_in)
+        except _Forgotten:
+            return Decision.FORGOTTEN
         except (DuplicateKey, CommitInDoubt):
             # Somebody decided while we tried, or our own answer was lost: the register knows.
             if attempt + 1 == _ATTEMPTS:
                 raise
-            continue
-        fault_point("recovery.decided")
-        return Decision.ABORTED
     raise AssertionError("unreachable")
 
 
-def resolve(header: SagaHeader) -> Resolution:
+def _abort_in_home(header: SagaHeader, found_in: str | None) -> Decision:
+    with detached_transaction(header.home) as tx:
+        _limit_lock_waits(tx)
+        record.insert(tx.connection, header, header.home, Decision.ABORTED.value)
+        # The insert shows that home says nothing now; it may have said `committed` once, and retention have removed it
+        # while this process stood still. Not so if the branch is still applied, because `committed` outlives that.
+        if found_in is not None and _state_of(header, found_in) in {None, "done"}:
+            raise _Forgotten
+        tx.mark_written()
+        fault_point("recovery.decision-recorded")
+    fault_point("recovery.decided")
+    return Decision.ABORTED
+
+
+class _Forgotten(Exception):
+    """Rolls the insert of `aborted` back."""
+
+
+def _state_of(header: SagaHeader, branch: str) -> str | None:
+    database = ConnectionManager.get(branch)
+    with database.mapped_errors(), database.autocommit.connect() as connection:
+        return record.read_state(connection, header.saga_id, branch)
+
+
+def resolve(header: SagaHeader, found_in: str | None) -> Resolution:
     """Bring every branch of a saga to home's decision, aborting it if there is none yet.
 
-    Raises what `decide` raises. A branch that cannot be resolved now does not keep the others waiting.
+    Takes `found_in` and raises as `decide` does. A branch that cannot be resolved now does not keep the others waiting.
     """
-    resolution = Resolution(decide(header))
+    resolution = Resolution(decide(header, found_in))
+    if resolution.decision is Decision.FORGOTTEN:
+        return resolution
     for branch in header.branches:
         try:
             conflict = _resolve_branch(header, branch, resolution.decision)

@@ -36,28 +36,20 @@ def prune(database_name: str, *, limit: int = 1000) -> int:
     deleted = _delete(database, _ids(database, age, ["done"], limit), ["done"])
     committed = _ids(database, age, ["committed"], limit)
     deleted += _delete(database, [one for one in committed if _no_branch(one, "applied")], ["committed"])
-    tombstones = ["refused", "undone"]
     oldest_ms = _oldest_transaction_ms(database)
     if oldest_ms is not None:
         safe = sa.and_(age, records.c.updated_at_ms < oldest_ms)
+        tombstones = ["refused", "undone"]
         deleted += _delete(database, _ids(database, safe, tombstones, limit), tombstones)
-    finished = _ids(database, age, ["finished"], limit)
-    deleted += _delete(database, [one for one in finished if _no_branch(one, *tombstones)], ["finished"])
+        finished = _ids(database, safe, ["finished"], limit)
+        deleted += _delete(database, [one for one in finished if _no_branch(one, *tombstones)], ["finished"])
     return deleted
 
 
 def _ids(database: Database, condition: sa.ColumnElement[bool], states: list[str], limit: int) -> list[SagaRecord]:
     query = sa.select(records).where(records.c.state.in_(states), condition).limit(limit)
     with database.mapped_errors(), database.autocommit.connect() as connection:
-        found = [SagaRecord.from_row(row) for row in connection.execute(query)]
-    if states != ["refused", "undone"]:
-        return found
-    # Home must still say that the saga was aborted: an original that meets no tombstone must meet home's.
-    return [one for one in found if _home_is_finished(one)]
-
-
-def _home_is_finished(found: SagaRecord) -> bool:
-    return _ask(found.header.home, found.header.saga_id, lambda states: states == ["finished"])
+        return [SagaRecord.from_row(row) for row in connection.execute(query)]
 
 
 def _no_branch(found: SagaRecord, *states: str) -> bool:
@@ -119,9 +111,8 @@ def _oldest_transaction_ms(database: Database) -> int | None:
     try:
         with database.mapped_errors(), database.autocommit.connect() as connection:
             found = [connection.execute(sa.select(now_ms())).scalar_one()]
-            for queries in (_OLDEST, _PREPARED):
-                if kind in queries:
-                    found.append(connection.execute(sa.text(queries[kind])).scalar())
+            questions = [queries[kind] for queries in (_OLDEST, _PREPARED) if kind in queries]
+            found += [connection.execute(sa.text(question)).scalar() for question in questions]
     except DatabaseError as error:
         logger.info("tombstones of %r stay: its open transactions cannot be seen: %s", database.name, error)
         return None

@@ -153,7 +153,8 @@ def _settle(database_name: str, committed: list[SagaRecord]) -> int:
 def _finish(database_name: str, found: SagaRecord) -> SweepReport:
     header = found.header
     try:
-        resolution = resolve(header)
+        # Found in home, the saga has its decision already, and any branch will do.
+        resolution = resolve(header, found.participant if found.state == "applied" else header.branches[0])
     except CrosstieError as error:
         logger.warning("saga %s (%r) waits: %s", header.saga_id, header.name, error)
         _defer(database_name, [found])

@@ -1,0 +1,51 @@
+"""Run as a child process by the crash tests: one saga, or one sweep, with a fault point armed in the environment.
+
+Arguments: `saga DATABASE…` or `sweep DATABASE…`.
+"""
+
+from __future__ import annotations
+
+import sys
+from decimal import Decimal
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
+
+from shop import Invoice, Order, Stock  # noqa: E402 - found through the path set above
+
+from crosstie.orm import ConnectionManager  # noqa: E402
+from crosstie.sagas import saga, sweep_sagas  # noqa: E402
+
+
+def write_everywhere(names: list[str]) -> None:
+    """Insert, update, delete and increment in every database: all the kinds of undo."""
+    with saga("order", expiry_s=0.001):
+        Order(sku="new", amount=Decimal("9.99")).save()
+        order = Order.find_by(sku="change")
+        assert order is not None
+        order.amount = Decimal("2.25")
+        order.save()
+        for model in (Stock, Invoice):
+            if model.__connection__ not in names:
+                continue
+            model(sku="new").save()
+            changed = model.find_by(sku="change")
+            deleted = model.find_by(sku="delete")
+            assert changed is not None
+            assert deleted is not None
+            changed.sku = "changed"
+            changed.save()
+            deleted.delete()
+        counted = Stock.find_by(sku="count")
+        assert counted is not None
+        counted.increment(reserved=3)
+
+
+if __name__ == "__main__":
+    ConnectionManager.configure()
+    if sys.argv[1] == "saga":
+        write_everywhere(sys.argv[2:])
+    else:
+        for name in sys.argv[2:]:
+            sweep_sagas(name)
+    sys.stdout.write("finished\n")

@@ -1,0 +1,269 @@
+"""An undo restores exactly what was there, for every type of column, or touches nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from decimal import Decimal
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from bench.databases import Pair, TestDatabase
+from crosstie.orm import ConnectionManager, LocalTransaction
+from crosstie.orm.faults import armed
+from crosstie.orm.transaction import detached_transaction
+from crosstie.sagas import SagaAborted, SagaNotUndoable, UndoConflict, saga, sweep_sagas
+from crosstie.sagas.capture import BranchRecorder, undo_log
+from crosstie.sagas.image import dump, load
+from crosstie.sagas.undo import apply_undo
+from sagas.shop import Order, Stock, contents, create_shop
+
+TYPES = {
+    "postgresql": {
+        "id": ("bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY", None),
+        "num": ("numeric(30, 10)", "12345678901234567890.0123456789"),
+        "dbl": ("double precision", "0.1"),
+        "sgl": ("real", "16777217.3"),
+        "txt": ("text", "it's 100% ütf8 \n\t\\ {}"),
+        "chr": ("char(8)", "ab"),
+        "raw": ("bytea", b"\x00\xff\\x"),
+        "flag": ("boolean", True),
+        "day": ("date", "0001-01-01"),
+        "clock": ("time with time zone", "23:59:59.999999+05:30"),
+        "stamp": ("timestamp with time zone", "1969-12-31 23:59:59.123456+00"),
+        "naive": ("timestamp", "infinity"),
+        "span": ("interval", "1 mon -3 days 04:05:06.7"),
+        "uid": ("uuid", "00112233-4455-6677-8899-aabbccddeeff"),
+        "doc": ("json", '{"b":  1, "a": [1, 2.50, null]}'),
+        "docb": ("jsonb", '{"b": 1, "a": [1.50]}'),
+        "arr": ("text[]", '{a,"b,c",NULL,"\\"q\\""}'),
+        "rng": ("int4range", "[1,5)"),
+        "net": ("inet", "10.0.0.1/8"),
+        "bits": ("bit varying(5)", "10101"),
+        "nil": ("text", None),
+        "made": ("integer GENERATED ALWAYS AS (1 + 1) STORED", None),
+    },
+    "mariadb": {
+        "id": ("bigint unsigned AUTO_INCREMENT PRIMARY KEY", None),
+        "big": ("bigint unsigned", 18446744073709551615),
+        "num": ("decimal(30, 10)", "12345678901234567890.0123456789"),
+        "dbl": ("double", 0.1),
+        "sgl": ("float", 1234567.1),
+        "txt": ("longtext", "it's 100% ütf8 \n\t\\ {} :name 😀"),
+        "chr": ("char(8)", "ab"),
+        "raw": ("varbinary(20)", b"\x00\xff\\x'"),
+        "flag": ("tinyint(1)", 1),
+        "day": ("date", "1000-01-01"),
+        "clock": ("time(6)", "-838:59:58.999999"),
+        "stamp": ("timestamp(6) NULL", "1999-12-31 23:59:59.123456"),
+        "naive": ("datetime(6)", "9999-12-31 23:59:59.999999"),
+        "yr": ("year", 1999),
+        "uid": ("uuid", "00112233-4455-6677-8899-aabbccddeeff"),
+        "doc": ("json", '{"b":  1, "a": [1, 2.50, null]}'),
+        "choice": ("enum('x', 'y')", "y"),
+        "many": ("set('x', 'y')", "x,y"),
+        "bits": ("bit(12)", b"\x05\x03"),
+        "nil": ("text", None),
+        "made": ("integer AS (1 + 1) STORED", None),
+    },
+    "sqlite": {
+        "id": ("integer PRIMARY KEY", None),
+        "big": ("integer", 2**63 - 1),
+        "num": ("numeric", "12.5"),
+        "dbl": ("real", 0.1),
+        "txt": ("text", "it's 100% ütf8 \n\t\\ {} :name"),
+        "raw": ("blob", b"\x00\xff"),
+        "any": ("", "9" * 30),
+        "day": ("date", "0001-01-01"),
+        "nil": ("text", None),
+        "made": ("integer GENERATED ALWAYS AS (1 + 1) STORED", None),
+    },
+}
+
+
+@pytest.fixture
+def everything(configured_database: TestDatabase) -> TestDatabase:
+    """A table with a column of every type, and two rows: one full, one of NULLs."""
+    columns = TYPES[configured_database.kind]
+    made = ", ".join(f"{name} {kind}" for name, (kind, _) in columns.items())
+    configured_database.execute(f"CREATE TABLE everything ({made})")
+    given = {name: value for name, (_, value) in columns.items() if name not in {"id", "made"}}
+    places = ", ".join(["%s"] * len(given))
+    insert = f"INSERT INTO everything ({', '.join(given)}) VALUES ({places})"
+    configured_database.execute(insert, tuple(given.values()))
+    configured_database.execute(insert, (None,) * len(given))
+    return configured_database
+
+
+def _table(tx: LocalTransaction) -> sa.Table:
+    return sa.Table("everything", sa.MetaData(), autoload_with=tx.connection)
+
+
+@contextmanager
+def _recorded() -> Iterator[tuple[LocalTransaction, sa.Table, BranchRecorder]]:
+    """A transaction that is rolled back at the end, as the self-test of an undo would be."""
+    with detached_transaction("default") as tx:
+        yield tx, _table(tx), BranchRecorder(100)
+        tx.connection.rollback()
+
+
+def _rows(tx: LocalTransaction) -> list[Any]:
+    return list(tx.connection.exec_driver_sql("SELECT * FROM everything ORDER BY id").all())
+
+
+def _undo(tx: LocalTransaction) -> None:
+    apply_undo(tx.database, tx.connection, load(dump(undo_log(tx))))
+
+
+@pytest.mark.filterwarnings("ignore:Did not recognize type:sqlalchemy.exc.SAWarning")
+def test_deleted_rows_come_back_as_they_were(everything: TestDatabase) -> None:
+    """Every type of column and NULL, the identity included; generated columns are left to the database."""
+    with _recorded() as (tx, table, recorder):
+        before = _rows(tx)
+        recorder.deleting(tx, table, sa.true())
+        tx.connection.execute(sa.delete(table))
+        assert _rows(tx) == []
+
+        _undo(tx)
+
+        assert _rows(tx) == before
+
+
+@pytest.mark.filterwarnings("ignore:Did not recognize type:sqlalchemy.exc.SAWarning")
+def test_updated_columns_come_back_as_they_were(everything: TestDatabase) -> None:
+    """The full row takes the NULLs of the other and back again, in every column."""
+    with _recorded() as (tx, table, recorder):
+        before = _rows(tx)
+        names = [name for name in TYPES[everything.kind] if name not in {"id", "made"}]
+        token = recorder.updating(tx, table, sa.true(), names)
+        tx.connection.execute(sa.update(table).values(dict.fromkeys(names)))
+        recorder.updated(tx, token)
+        assert len(undo_log(tx)) == 1, "the row of NULLs did not change, so it needs no undo"
+
+        _undo(tx)
+
+        assert _rows(tx) == before
+
+
+@pytest.mark.filterwarnings("ignore:Did not recognize type:sqlalchemy.exc.SAWarning")
+def test_inserted_rows_go_again(everything: TestDatabase) -> None:
+    """An insert is undone by its key, after every stored column was compared."""
+    with _recorded() as (tx, table, recorder):
+        before = _rows(tx)
+        names = [name for name in TYPES[everything.kind] if name not in {"id", "made"}]
+        columns = ", ".join(names)
+        tx.connection.exec_driver_sql(
+            f"INSERT INTO everything ({columns}) SELECT {columns} FROM everything WHERE txt IS NOT NULL"
+        )
+        key = tx.connection.exec_driver_sql("SELECT max(id) FROM everything").scalar_one()
+        recorder.inserted(tx, table, [(key,)])
+
+        _undo(tx)
+
+        assert _rows(tx) == before
+
+
+@pytest.mark.parametrize("change", ["note = 'theirs'", "note = NULL"])
+def test_a_row_that_somebody_changed_is_not_overwritten(change: str, configured: Pair) -> None:
+    """The undo is quarantined with both images, the row stays as the stranger left it, and sweeps leave it alone."""
+    create_shop(configured.by_name)
+    configured.second.execute("UPDATE stock SET note = 'before'")
+
+    def block() -> None:
+        with saga("order", expiry_s=0.001):
+            Order(sku="new", amount=Decimal(1)).save()
+            for sku, note in [("keep", "mine"), ("change", "mine")]:
+                stock = Stock.find_by(sku=sku)
+                assert stock is not None
+                stock.note = note
+                stock.save()
+
+    def stranger() -> None:
+        configured.second.execute(f"UPDATE stock SET {change} WHERE sku = 'keep'")
+        raise RuntimeError("and the saga fails")
+
+    with armed("saga.branch-committed", stranger), pytest.raises(SagaAborted) as aborted:
+        block()
+
+    assert aborted.value.pending == ("secondary",)
+    assert configured.second.scalar("SELECT note FROM stock WHERE sku = 'change'") == "mine", "half an undo"
+    quarantine = str(configured.second.scalar("SELECT quarantine FROM crosstie_saga"))
+    assert '"expected": {"note": "mine"}' in quarantine
+    assert configured.first.scalar("SELECT count(*) FROM orders WHERE sku = 'new'") == 0
+    after = contents(configured.by_name)
+    for name in ConnectionManager.names():
+        assert sweep_sagas(name).aborted == 0
+    assert contents(configured.by_name) == after
+
+
+def test_increments_are_undone_around_other_writers(configured: Pair) -> None:
+    """The inverse delta keeps what others have added meanwhile, and never conflicts."""
+    create_shop(configured.by_name)
+
+    def stranger() -> None:
+        configured.second.execute("UPDATE stock SET reserved = reserved + 100 WHERE sku = 'count'")
+        raise RuntimeError("and the saga fails")
+
+    with armed("saga.branch-committed", stranger), pytest.raises(SagaAborted) as aborted, saga("order"):
+        Order(sku="new", amount=Decimal(1)).save()
+        stock = Stock.find_by(sku="count")
+        assert stock is not None
+        stock.increment(reserved=5)
+
+    assert aborted.value.pending == ()
+    assert configured.second.scalar("SELECT reserved FROM stock WHERE sku = 'count'") == 100
+
+
+def test_writes_on_one_row_are_undone_backwards(configured: Pair) -> None:
+    """Insert, update twice and delete of the same row, mixed with increments, end where they began."""
+    create_shop(configured.by_name)
+    before = contents(configured.by_name)
+
+    def fail() -> None:
+        raise RuntimeError("the saga fails")
+
+    with armed("saga.branch-committed", fail), pytest.raises(SagaAborted), saga("order"):
+        Order(sku="new", amount=Decimal(1)).save()
+        new = Stock(sku="a").save()
+        new.note = "b"
+        new.save()
+        new.increment(reserved=2)
+        new.note = "c"
+        new.save()
+        new.delete()
+        old = Stock.find_by(sku="keep")
+        assert old is not None
+        old.increment(reserved=4)
+        old.note = "x"
+        old.save()
+        old.delete()
+
+    assert contents(configured.by_name) == before
+
+
+def test_a_statement_over_too_many_rows_is_refused(configured_database: TestDatabase) -> None:
+    """Undo images of one statement are limited, and the message says by what and what to do."""
+    configured_database.execute("CREATE TABLE everything (id integer PRIMARY KEY, n integer)")
+    configured_database.execute_many("INSERT INTO everything VALUES (%s, 0)", [(number,) for number in range(101)])
+
+    with _recorded() as (tx, table, recorder):
+        with pytest.raises(SagaNotUndoable, match=r"more than 100 rows.*undo_row_limit"):
+            recorder.updating(tx, table, sa.true(), ["n"])
+        recorder.updating(tx, table, table.c.id < 100, ["n"])
+
+
+def test_an_undo_in_a_table_that_lost_a_column_conflicts(configured_database: TestDatabase) -> None:
+    """A migration that ran between a saga and its undo is a conflict, not a crash of the sweep."""
+    configured_database.execute("CREATE TABLE everything (id integer PRIMARY KEY, n integer, old integer)")
+    configured_database.execute("INSERT INTO everything VALUES (1, 1, 1)")
+    with _recorded() as (tx, table, recorder):
+        token = recorder.updating(tx, table, sa.true(), ["n", "old"])
+        tx.connection.execute(sa.update(table).values(n=2, old=2))
+        recorder.updated(tx, token)
+        log = load(dump(undo_log(tx)))
+    configured_database.execute("ALTER TABLE everything DROP COLUMN old")
+
+    with detached_transaction("default") as tx, pytest.raises(UndoConflict, match="no longer has the column"):
+        apply_undo(tx.database, tx.connection, log)
