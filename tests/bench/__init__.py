@@ -13,6 +13,7 @@
 - `redis_url`, `rabbitmq_url`: shared servers, so use names of your own in them
 - always: a test fails that leaves a transaction or a saga open in its thread; pools are closed after each test
 
+PostgreSQL databases are emptied and renamed for the next test where that cannot be noticed, else dropped.
 A missing server skips the tests that need it, with a loud summary; with `CI=true` it fails them.
 
 **bench.databases** (placeholders are `%s` on every kind; each call is a raw connection in autocommit)

@@ -35,7 +35,7 @@ def left_behind() -> list[str]:
 
 
 def hush() -> None:
-    """Let no commit of this process's tests ring at a broker: it would be the embedded one, a file where pytest runs."""
+    """Let no commit of this process ring at a broker: it would be the embedded one, a file where pytest runs."""
     doorbells: Any = sys.modules.get("crosstie.workers.doorbell")
     if doorbells is not None:
         doorbells.deliver_locally(lambda _: None)
