@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from kombu import Connection
@@ -56,11 +57,11 @@ def test_every_transport_accepts_its_options(
     url = request.getfixturevalue(fixtures[transport]) if transport in fixtures else urls[transport]
     with Connection(url, transport_options=transport_options(url, sending=sending)) as connection:
         connection.ensure_connection(max_retries=1)
-        with connection.channel() as channel:
-            if hasattr(channel, "session"):
-                channel.session.close()
-    if transport == "sqla":
-        channel._engines.pop(f"sqlite:///{tmp_path}/plain.sqlite3")[0].dispose()
+        channel: Any = connection.channel()
+        if transport == "sqla":  # it leaves its connections open
+            channel.session.close()
+            channel._open()[0].dispose()
+        channel.close()
 
 
 @pytest.mark.parametrize(

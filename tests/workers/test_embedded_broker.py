@@ -6,6 +6,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from kombu import Connection, Exchange, Producer, Queue
@@ -50,7 +51,7 @@ def receive_all(connection: Connection) -> list[int]:
 
 
 def test_messages_arrive_in_order_and_leave_nothing_in_the_file(broker: Connection, tmp_path: Path) -> None:
-    """kombu's own transport keeps every message for ever."""
+    """Kombu's own transport keeps every message for ever."""
     send(broker, range(20))
     assert receive_all(broker) == list(range(20))
     assert receive_all(broker) == []
@@ -72,7 +73,8 @@ def test_a_queue_can_be_counted_and_purged(broker: Connection) -> None:
     send(broker, range(3))
     with broker.channel() as channel:
         queue = QUEUE(channel)
-        assert queue.queue_declare(passive=True).message_count == 3
+        declared: Any = queue.queue_declare(passive=True)
+        assert declared.message_count == 3
         assert queue.purge() == 3
     assert receive_all(broker) == []
 
@@ -80,6 +82,7 @@ def test_a_queue_can_be_counted_and_purged(broker: Connection) -> None:
 PROCESS = """
     import sys
     from pathlib import Path
+from typing import Any
     from kombu import Connection, Exchange, Producer, Queue
     from crosstie.workers import embedded
     embedded.register()
@@ -116,7 +119,8 @@ def test_two_consumers_never_take_the_same_message(broker: Connection, tmp_path:
         def before(_: object, __: object, statement: str, *___: object) -> None:
             if statement.startswith("DELETE") and not stolen:
                 stolen.append(-1)  # first: the rival's own DELETE comes through here too
-                stolen[0] = QUEUE(rival).get(no_ack=True).payload["number"]
+                taken: Any = QUEUE(rival).get(no_ack=True)
+                stolen[0] = taken.payload["number"]
 
         event.listen(engine, "before_cursor_execute", before)
         message = QUEUE(channel).get(no_ack=True)

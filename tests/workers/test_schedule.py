@@ -6,11 +6,9 @@ from datetime import UTC, datetime
 
 import pytest
 
-from bench.databases import TestDatabase
+from bench.databases import Solo, TestDatabase
 from bench.guard import configured_databases
-from bench.databases import Solo
 from crosstie.orm.errors import ConfigurationError
-from crosstie.workers import tick
 from crosstie.workers.deployment import claiming_database, deployment_jobs
 from crosstie.workers.schedule import Cron, Every, Job, run_if_due
 
@@ -84,4 +82,3 @@ def test_the_scheduled_audit_exists_only_if_asked_for(
         (job,) = deployment_jobs()
         assert (job.name, job.schedule) == ("audit", Cron("30 3 * * *"))
         assert claiming_database() == "default"
-        assert tick.database_now_ms  # the slot comes from the database's clock, tested in test_tick.py
