@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import Final
 
 import sqlalchemy as sa
@@ -11,23 +12,32 @@ import sqlalchemy as sa
 from crosstie.orm.errors import NoSuchTable
 from crosstie.orm.integrity.endpoint import Endpoint
 
-__all__ = ["ColumnFacts", "column_facts", "is_indexed"]
+__all__ = ["ColumnFacts", "Equality", "column_facts", "is_indexed"]
+
+
+class Equality(Enum):
+    """How wide a text column's own `=` is, as far as is known."""
+
+    IDENTICAL = auto()
+    """It holds for the same text only."""
+    PADDED = auto()
+    """It holds for texts that differ in trailing spaces, too."""
+    WIDE = auto()
+    """It may ignore case, accents or anything else."""
 
 
 @dataclass(frozen=True)
 class ColumnFacts:
     """A column's type in the server's words, lower case ("int8", "bigint", "bpchar").
 
-    `length` is the declared length in characters, if any. `charset` and `collation` are those of a text column where
-    the server tells them; `exact` says that its `=` is known to hold only for identical text.
+    `length` is the declared length in characters, if any; `charset` and `equality` matter for text only.
     """
 
     dialect: str
     type_name: str
     length: int | None = None
     charset: str | None = None
-    collation: str | None = None
-    exact: bool = False
+    equality: Equality = Equality.WIDE
 
 
 def column_facts(end: Endpoint) -> ColumnFacts:
@@ -62,7 +72,7 @@ def _postgresql(connection: sa.Connection, end: Endpoint) -> ColumnFacts | None:
     row = connection.execute(
         sa.text(
             "SELECT COALESCE(base.typname, own.typname), COALESCE(NULLIF(att.atttypmod, -1), own.typtypmod),"
-            " coll.collname, COALESCE(coll.collisdeterministic, true)"
+            " COALESCE(coll.collisdeterministic, true)"
             " FROM pg_attribute att JOIN pg_type own ON own.oid = att.atttypid"
             " LEFT JOIN pg_type base ON base.oid = own.typbasetype AND own.typtype = 'd'"
             " LEFT JOIN pg_collation coll ON coll.oid = att.attcollation"
@@ -72,11 +82,12 @@ def _postgresql(connection: sa.Connection, end: Endpoint) -> ColumnFacts | None:
     ).one_or_none()
     if row is None:
         return None
-    type_name, modifier, collation, deterministic = row
+    type_name, modifier, deterministic = row
     # For character types the modifier is the length plus four bytes of header.
     length = modifier - 4 if type_name in {"bpchar", "varchar"} and modifier >= 4 else None
-    exact = deterministic and type_name in {"text", "varchar"}
-    return ColumnFacts("postgresql", type_name, length, collation=collation, exact=exact)
+    plain = {"text": Equality.IDENTICAL, "varchar": Equality.IDENTICAL, "bpchar": Equality.PADDED}
+    equality = plain.get(type_name, Equality.WIDE) if deterministic else Equality.WIDE
+    return ColumnFacts("postgresql", type_name, length, equality=equality)
 
 
 def _mysql(connection: sa.Connection, end: Endpoint) -> ColumnFacts | None:
@@ -91,11 +102,9 @@ def _mysql(connection: sa.Connection, end: Endpoint) -> ColumnFacts | None:
     if row is None:
         return None
     type_name, length, charset, collation = row
-    # Even utf8mb4_bin ignores trailing spaces; only the NO PAD collations compare every byte.
-    exact = collation is not None and collation.endswith(("_nopad_bin", "_0900_bin"))
-    return ColumnFacts(
-        connection.dialect.name, type_name.lower(), length, charset=charset, collation=collation, exact=exact
-    )
+    # Even utf8mb4_bin ignores trailing spaces, all but the NO PAD collations do.
+    equality = Equality.PADDED if (collation or "").endswith("_bin") else Equality.WIDE
+    return ColumnFacts(connection.dialect.name, type_name.lower(), length, charset=charset, equality=equality)
 
 
 def _sqlite(connection: sa.Connection, end: Endpoint) -> ColumnFacts | None:
@@ -115,14 +124,8 @@ def _sqlite(connection: sa.Connection, end: Endpoint) -> ColumnFacts | None:
         ),
         where,
     ).scalars()
-    collation = next(iter(collations), None)
-    return ColumnFacts(
-        "sqlite",
-        type_name.strip(),
-        int(digits) if digits.isdigit() else None,
-        collation=collation,
-        exact=collation == "BINARY",
-    )
+    equality = {"BINARY": Equality.IDENTICAL, "RTRIM": Equality.PADDED}.get(next(iter(collations), ""), Equality.WIDE)
+    return ColumnFacts("sqlite", type_name.strip(), int(digits) if digits.isdigit() else None, equality=equality)
 
 
 _READERS: Final[dict[str, Callable[[sa.Connection, Endpoint], ColumnFacts | None]]] = {

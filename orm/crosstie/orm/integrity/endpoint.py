@@ -9,6 +9,7 @@ import sqlalchemy as sa
 
 from crosstie.orm.connection import ConnectionManager
 from crosstie.orm.database import Database
+from crosstie.orm.reference import Reference
 
 __all__ = ["AuditedReference", "Endpoint"]
 
@@ -42,6 +43,15 @@ class AuditedReference:
     name: str
     child: Endpoint
     parent: Endpoint
+
+    @classmethod
+    def declared(cls, reference: Reference) -> AuditedReference:
+        """The reference of a `BelongsTo` relation, under its own name."""
+        return cls(
+            reference.name,
+            Endpoint(reference.child_connection, reference.child_table, reference.child_column),
+            Endpoint(reference.parent_connection, reference.parent_table, reference.parent_column),
+        )
 
     @classmethod
     def between(cls, child: Endpoint, parent: Endpoint) -> AuditedReference:

@@ -8,6 +8,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from crosstie.orm.integrity.batch import batches, values_per_statement
+from crosstie.orm.integrity.catalog import Equality
 from crosstie.orm.integrity.endpoint import Endpoint
 from crosstie.orm.integrity.findings import Key
 from crosstie.orm.integrity.storage import KeyStorage, Raw
@@ -38,7 +39,7 @@ class ParentColumn:
         """
         present = self._present(keys)
         missing = [key for key in keys if key not in present]
-        if not missing or self.storage.exact:
+        if not missing or self.storage.equality is Equality.IDENTICAL:
             return missing
         equalled = self._equalled([key for key in missing if self.storage.spellings(key)])
         return [key for key in missing if key not in equalled]

@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol
 import sqlalchemy as sa
 from sqlalchemy.dialects import mysql
 
-from crosstie.orm.integrity.catalog import ColumnFacts
+from crosstie.orm.integrity.catalog import ColumnFacts, Equality
 from crosstie.orm.integrity.errors import UnexpectedKey
 from crosstie.orm.integrity.findings import Key
 
@@ -44,8 +44,8 @@ class KeyStorage(Protocol):
         """Which keys these are."""
 
     @property
-    def exact(self) -> bool:
-        """Whether the column's own `=` holds for equal keys only."""
+    def equality(self) -> Equality:
+        """How wide the column's own `=` is."""
 
     def typed(self, column: sa.Column[Any]) -> sa.ColumnElement[Any]:
         """The column as keyset pages order and compare it: by its own rules and through its own index."""
@@ -67,7 +67,7 @@ class IntegerStorage:
     """Integers of any width that fit 64 bits with a sign."""
 
     kind = KeyKind.INTEGER
-    exact = True
+    equality = Equality.IDENTICAL
 
     def typed(self, column: sa.Column[Any]) -> sa.ColumnElement[Any]:
         """Compared as BIGINT: bound as the column's own INTEGER, a key beyond it would be an error."""
@@ -104,7 +104,7 @@ class TextStorage:
 
     def __init__(self, facts: ColumnFacts) -> None:
         self.facts = facts
-        self.exact = facts.exact
+        self.equality = facts.equality
         self._codec = _CHARSETS.get(facts.charset or "")
         self._type: sa.types.TypeEngine[Any] = sa.String()
         if facts.dialect == "postgresql" and facts.type_name in {"bpchar", "citext"}:
@@ -157,7 +157,7 @@ class UuidStorage:
     """UUIDs, in the server's own type or as text with or without dashes, in either case of letters."""
 
     kind = KeyKind.UUID
-    exact = True
+    equality = Equality.IDENTICAL
 
     def __init__(self, facts: ColumnFacts) -> None:
         self.native = facts.type_name == "uuid" and facts.dialect != "sqlite"

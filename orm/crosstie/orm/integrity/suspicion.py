@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Protocol
 
+from crosstie.orm.integrity.catalog import Equality
 from crosstie.orm.integrity.endpoint import AuditedReference, Endpoint
 from crosstie.orm.integrity.findings import Key
 from crosstie.orm.integrity.storage import KeyStorage
@@ -73,7 +74,8 @@ class Suspicion:
             child_rows=_rows_of(reference.child, child),
             parent_rows=_rows_of(end, parent),
             # A deleted row's other columns are gone, and a wide `=` matches keys that are spelt otherwise.
-            parent_key_is_enough=storage.exact and [one.name for one in end.primary_key] == [end.column.name],
+            parent_key_is_enough=storage.equality is not Equality.WIDE
+            and [one.name for one in end.primary_key] == [end.column.name],
         )
 
     def __or__(self, other: Suspicion) -> Suspicion:
