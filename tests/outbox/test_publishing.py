@@ -234,11 +234,11 @@ class Unit:
 
     def __init__(self) -> None:
         self.events: list[Event] = []
-        self.tx: LocalTransaction | None = None
+        self.opened: list[LocalTransaction] = []
 
     def transaction(self, database: str) -> LocalTransaction:
-        self.tx = LocalTransaction(ConnectionManager.get(database))
-        return self.tx
+        self.opened.append(LocalTransaction(ConnectionManager.get(database)))
+        return self.opened[-1]
 
     def buffer_event(self, event: Event) -> None:
         self.events.append(event)
@@ -253,13 +253,14 @@ def test_inside_a_unit_of_work_events_wait_for_its_outcome(source: TestDatabase)
         assert [type(event) for event in unit.events] == [Moved]
         assert not open_transactions()
         Moved(account="a", number=2).publish("default")
-        assert unit.tx is current("default")
-        assert unit.tx.written
+        assert unit.opened == [current("default")]
     finally:
         set_active_unit(None)
-    enqueue(unit.tx, unit.events)
-    unit.tx.ledger("outbox.saga_id")[:] = ["saga-7"]
-    unit.tx.commit()
+    (tx,) = unit.opened
+    assert tx.written
+    enqueue(tx, unit.events)
+    tx.ledger("outbox.saga_id")[:] = ["saga-7"]
+    tx.commit()
     assert numbers(source) == [2, 1]
     assert source.rows("SELECT DISTINCT saga_id FROM crosstie_outbox") == [("saga-7",)]
 

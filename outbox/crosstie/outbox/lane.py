@@ -14,6 +14,8 @@ import sqlalchemy as sa
 
 from crosstie.orm.clock import now_ms
 from crosstie.orm.database import Database
+from crosstie.orm.errors import LockTimeout
+from crosstie.orm.transaction import detached_transaction
 from crosstie.outbox.errors import LeaseLost
 from crosstie.outbox.tables import lane as lanes
 from crosstie.outbox.tables import outbox
@@ -26,13 +28,17 @@ LONGEST_BACKOFF_S: Final = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A lane that was seen free and with work; `epoch` is what the claim compares."""
+    """A lane that was seen free and with work; `epoch` is what the claim compares.
+
+    `owner` is empty where the last owner gave it back in order; else its lease has run out.
+    """
 
     route: str
     lane: int
     origin: str
     epoch: int
     failures: int
+    owner: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +65,9 @@ def lanes_with_work(source: Database, route: str | None = None) -> list[Candidat
         .correlate(lanes)
         .scalar_subquery()
     )
-    query = sa.select(lanes.c.route, lanes.c.lane, lanes.c.origin, lanes.c.epoch, lanes.c.failures).where(
-        lanes.c.lease_until_ms < now_ms(), lanes.c.ready_at_ms <= now_ms(), oldest.is_not(None)
-    )
+    query = sa.select(
+        lanes.c.route, lanes.c.lane, lanes.c.origin, lanes.c.epoch, lanes.c.failures, lanes.c.owner
+    ).where(lanes.c.lease_until_ms < now_ms(), lanes.c.ready_at_ms <= now_ms(), oldest.is_not(None))
     if route is not None:
         query = query.where(lanes.c.route == route)
     with source.mapped_errors(), source.autocommit.connect() as connection:
@@ -73,20 +79,27 @@ def claim(source: Database, candidate: Candidate, *, owner: str, lease_s: float)
 
     Returns None where somebody else was first, or the lane backs off. Raises DatabaseUnavailable.
     """
+    key = sa.and_(lanes.c.route == candidate.route, lanes.c.lane == candidate.lane, lanes.c.epoch == candidate.epoch)
     statement = (
         sa.update(lanes)
-        .where(
-            lanes.c.route == candidate.route,
-            lanes.c.lane == candidate.lane,
-            lanes.c.epoch == candidate.epoch,
-            lanes.c.lease_until_ms < now_ms(),
-            lanes.c.ready_at_ms <= now_ms(),
-        )
+        .where(key, lanes.c.lease_until_ms < now_ms(), lanes.c.ready_at_ms <= now_ms())
         .values(owner=owner[:120], epoch=lanes.c.epoch + 1, lease_until_ms=now_ms() + int(lease_s * 1000))
     )
-    with source.mapped_errors(), source.autocommit.connect() as connection:
-        if connection.execute(statement).rowcount != 1:
-            return None
+    try:
+        if candidate.owner:
+            # Its owner may have been stopped, or cut off, inside its acknowledging transaction, whose lock on the lane
+            # then lasts as long as the server believes in it. Nobody may wait for that.
+            with detached_transaction(source.name) as tx:
+                tx.mark_written()
+                tx.connection.execute(sa.select(lanes.c.epoch).where(key).with_for_update(nowait=True)).all()
+                claimed = tx.connection.execute(statement).rowcount
+        else:
+            with source.mapped_errors(), source.autocommit.connect() as connection:
+                claimed = connection.execute(statement).rowcount
+    except LockTimeout:
+        return None
+    if claimed != 1:
+        return None
     return Lease(
         candidate.route, candidate.lane, candidate.origin, candidate.epoch + 1, candidate.failures, float(lease_s)
     )
@@ -133,7 +146,7 @@ def back_off(source: Database, lease: Lease, *, delay_s: float, error: str, whol
             sa.update(lanes)
             .where(
                 lanes.c.route == lease.route,
-                lanes.c.lease_until_ms < now_ms(),
+                lanes.c.owner == "",
                 lanes.c.failures <= lease.failures,
                 lanes.c.ready_at_ms <= now_ms(),
             )
