@@ -26,7 +26,7 @@ from sqlalchemy.types import TypeEngine
 from crosstie.orm import sql_types
 from crosstie.orm.errors import ModelDefinitionError
 
-__all__ = ["TEXT_LENGTH", "Column", "FieldType", "field_type"]
+__all__ = ["TEXT_LENGTH", "Check", "Column", "FieldType", "field_type", "markers"]
 
 TEXT_LENGTH: Final = 255
 """Characters that a `str` field may have where its model says nothing about it."""
@@ -65,17 +65,19 @@ class FieldType(NamedTuple):
     adapter: TypeAdapter[Any]
     exact: type | None
     check: Check | None
+    convert: Callable[[Any], Any] | None
+    """Makes the Python value of what an explicit column type loads; the types chosen here load it already."""
 
 
 def field_type(where: str, info: FieldInfo, marker: Column, *, is_key: bool) -> FieldType:
     """The column type of a field; `where` names it in messages. Raises ModelDefinitionError."""
-    nullable, bare = _without_none(info.annotation)
+    nullable, bare, annotated = _unwrap(info.annotation, info.metadata)
     try:
         adapter: TypeAdapter[Any] = TypeAdapter(bare)
     except (PydanticSchemaGenerationError, PydanticUndefinedAnnotation) as error:
         raise ModelDefinitionError(f"{where}: the annotation cannot be used: {error}") from error
     python_type = _plain_type(bare)
-    bounds = _Bounds.of(info)
+    bounds = _Bounds.of(annotated)
     found = _mapped(python_type, bare, adapter, bounds, is_key=is_key)
     check = _check(python_type, bounds, explicit=marker.type_ is not None)
     if marker.type_ is not None:
@@ -86,24 +88,39 @@ def field_type(where: str, info: FieldInfo, marker: Column, *, is_key: bool) -> 
         )
     exact = bare if isinstance(bare, type) else None
     mutable = isinstance(found, sql_types.JsonDocument | sa.JSON)
-    return FieldType(found, nullable, _family(python_type, bare), mutable, adapter, exact, check)
+    family = _family(python_type)
+    trusted = marker.type_ is None or family in {str, int, float, bytes, bool} or _is_plain_json(bare)
+    convert = None if trusted else _converter(adapter)
+    return FieldType(found, nullable, family, mutable, adapter, exact, check, convert)
 
 
-def _without_none(annotation: Any) -> tuple[bool, Any]:
-    if get_origin(annotation) in {Union, types.UnionType}:
-        members = [one for one in get_args(annotation) if one is not type(None)]
-        if len(members) < len(get_args(annotation)):
-            rest = members[0]
-            for member in members[1:]:
-                rest = rest | member
-            return True, _bare(rest)
-    return annotation is type(None) or annotation is Any, _bare(annotation)
+def _converter(adapter: TypeAdapter[Any]) -> Callable[[Any], Any]:
+    validate = adapter.validate_python
+    return lambda value: None if value is None else validate(value)
 
 
-def _bare(annotation: Any) -> Any:
+class _Unwrapped(NamedTuple):
+    """An annotation taken apart: whether None is allowed, the type without it, and what was annotated anywhere."""
+
+    nullable: bool
+    bare: Any
+    annotated: tuple[Any, ...]
+
+
+def _unwrap(annotation: Any, annotated: Iterable[Any] = ()) -> _Unwrapped:
+    found = list(annotated)
     while get_origin(annotation) is typing.Annotated:
-        annotation = get_args(annotation)[0]
-    return annotation
+        annotation, *extra = get_args(annotation)
+        found += extra
+    members = get_args(annotation) if get_origin(annotation) in {Union, types.UnionType} else ()
+    if type(None) in members:
+        rest = [member for member in members if member is not type(None)]
+        _, bare, inner = _unwrap(rest[0] if len(rest) == 1 else Union[tuple(rest)])  # noqa: UP007 - made, not written
+        return _Unwrapped(True, bare, (*found, *inner))
+    flat: list[Any] = []
+    for item in found:
+        flat += item.metadata if isinstance(item, FieldInfo) else [item]
+    return _Unwrapped(annotation is Any, annotation, tuple(flat))
 
 
 def _plain_type(bare: Any) -> Any:
@@ -122,10 +139,10 @@ class _Bounds(NamedTuple):
     places: int | None
 
     @classmethod
-    def of(cls, info: FieldInfo) -> _Bounds:
+    def of(cls, annotated: Iterable[Any]) -> _Bounds:
         """What `Field(max_length=…, max_digits=…, decimal_places=…)` and annotated-types say."""
         found: dict[str, int] = {}
-        for item in info.metadata:
+        for item in annotated:
             for name in ("max_length", "max_digits", "decimal_places"):
                 value = getattr(item, name, None)
                 if isinstance(value, int):
@@ -195,7 +212,7 @@ def _given(type_: TypeEngine[Any] | type[TypeEngine[Any]], *, is_key: bool) -> T
     return given
 
 
-def _family(python_type: Any, bare: Any) -> type | None:
+def _family(python_type: Any) -> type | None:
     if isinstance(python_type, type) and issubclass(python_type, enum.Enum):
         return _value_type(python_type)
     return python_type if isinstance(python_type, type) else None
@@ -208,6 +225,10 @@ def _check(python_type: Any, bounds: _Bounds, *, explicit: bool) -> Check | None
         return _text_fits
     if python_type is int:
         return _integer_fits
+    if python_type is datetime:
+        return sql_types.naive_complaint
+    if python_type is time:
+        return _has_no_zone
     if python_type is float:
         return _is_number
     if python_type is Decimal:
@@ -229,6 +250,10 @@ def _integer_fits(value: int) -> str | None:
     return None if value in _INT64 else f"expected an integer of 64 bits and found {value}."
 
 
+def _has_no_zone(value: time) -> str | None:
+    return None if value.tzinfo is None else f"expected a time of day without a zone and found {value!r}."
+
+
 def _is_number(value: float) -> str | None:
     return None if math.isfinite(value) else f"expected a finite number, which every database holds, and found {value}."
 
@@ -247,5 +272,5 @@ def _decimal_check(digits: int, places: int) -> Check:
 
 
 def markers(info: FieldInfo) -> Iterable[Column]:
-    """The column markers among a field's annotations."""
-    return (item for item in info.metadata if isinstance(item, Column))
+    """The column markers among a field's annotations, wherever they stand."""
+    return (item for item in _unwrap(info.annotation, info.metadata).annotated if isinstance(item, Column))

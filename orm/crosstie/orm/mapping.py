@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
@@ -33,9 +33,7 @@ class MappedField:
 
     __slots__ = ("adapter", "check", "column", "convert", "exact", "family", "mutable", "name", "nullable")
 
-    def __init__(
-        self, name: str, column: sa.Column[Any], kind: FieldType, convert: Callable[[Any], Any] | None
-    ) -> None:
+    def __init__(self, name: str, column: sa.Column[Any], kind: FieldType) -> None:
         self.name = name
         self.column = column
         self.nullable: bool = kind.nullable
@@ -44,7 +42,7 @@ class MappedField:
         self.adapter: TypeAdapter[Any] = kind.adapter
         self.exact: type | None = kind.exact
         self.check: Check | None = kind.check
-        self.convert = convert
+        self.convert = kind.convert
 
     def __repr__(self) -> str:
         return f"MappedField({self.column!s})"
@@ -198,14 +196,7 @@ class TableMapping:
             unique=marker.unique or None,
             index=(indexed and not is_key and not marker.unique) or None,
         )
-        trusted = marker.type_ is None or kind.family in {str, int, float, bytes, bool} or kind.mutable
-        convert = None if trusted else _converter(kind.adapter)
-        return MappedField(name, column, kind, convert)
-
-
-def _converter(adapter: TypeAdapter[Any]) -> Callable[[Any], Any]:
-    validate = adapter.validate_python
-    return lambda value: None if value is None else validate(value)
+        return MappedField(name, column, kind)
 
 
 def mapping_of(model: type[ActiveRecord]) -> TableMapping:

@@ -32,6 +32,7 @@ __all__ = [
     "UtcDateTime",
     "key_bytes",
     "key_text",
+    "naive_complaint",
 ]
 
 Processor = Callable[[Any], Any]
@@ -60,6 +61,16 @@ def key_bytes(length: int) -> TypeEngine[bytes]:
     return sa.LargeBinary(length).with_variant(mysql.VARBINARY(length), "mysql", "mariadb")
 
 
+def naive_complaint(value: datetime) -> str | None:
+    """What is wrong with a datetime that has no zone; None for an aware one."""
+    if value.tzinfo is not None:
+        return None
+    return (
+        f"expected a datetime with a time zone and found the naive {value!r}: write datetime.now(UTC), or declare the "
+        "column Annotated[datetime, Column(sqlalchemy.DateTime())]."
+    )
+
+
 class UtcDateTime(TypeDecorator[datetime]):
     """An instant: aware in Python, TIMESTAMP WITH TIME ZONE on PostgreSQL, UTC without a zone elsewhere."""
 
@@ -76,11 +87,9 @@ class UtcDateTime(TypeDecorator[datetime]):
         """Refuse what has no zone. Raises RecordInvalid."""
         if value is None:
             return None
-        if value.tzinfo is None:
-            raise RecordInvalid(
-                f"expected a datetime with a time zone and found the naive {value!r}: "
-                "write datetime.now(UTC), or declare the column Annotated[datetime, Column(sqlalchemy.DateTime())]."
-            )
+        complaint = naive_complaint(value)
+        if complaint is not None:
+            raise RecordInvalid(complaint)
         return value if dialect.name == "postgresql" else value.astimezone(UTC).replace(tzinfo=None)
 
     def result_processor(self, dialect: Dialect, coltype: object) -> Processor | None:
