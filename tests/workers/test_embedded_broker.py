@@ -82,7 +82,6 @@ def test_a_queue_can_be_counted_and_purged(broker: Connection) -> None:
 PROCESS = """
     import sys
     from pathlib import Path
-from typing import Any
     from kombu import Connection, Exchange, Producer, Queue
     from crosstie.workers import embedded
     embedded.register()

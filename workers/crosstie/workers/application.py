@@ -15,6 +15,7 @@ from crosstie.sagas import doorbell as saga_doorbell
 from crosstie.workers import doorbell, embedded
 from crosstie.workers.bootstep import SweeperStep, log_readiness
 from crosstie.workers.broker import broker_url, is_embedded, transport_options
+from crosstie.workers.deployment import deployment_jobs
 from crosstie.workers.imports import add_working_directory, import_modules
 from crosstie.workers.sender import CelerySender
 from crosstie.workers.tasks import register_tasks
@@ -80,6 +81,7 @@ def install(other: Celery) -> Celery:
     def import_ours(sender: Celery, **_: Any) -> None:
         add_working_directory()
         import_modules()
+        deployment_jobs()  # a cron line that cannot be read is refused now, not in the sweeper
 
     def ready(sender: Any, **_: Any) -> None:
         if sender.app is other:

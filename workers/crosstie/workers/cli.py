@@ -16,6 +16,8 @@ from crosstie.orm.connection import ConnectionManager
 from crosstie.orm.errors import CrosstieError
 from crosstie.outbox.tables import create_tables
 from crosstie.workers import presentation
+from crosstie.workers.audit_command import audit
+from crosstie.workers.deployment import deployment_jobs
 from crosstie.workers.errors import NothingConfigured
 from crosstie.workers.imports import add_working_directory, import_modules
 from crosstie.workers.status import read_status
@@ -147,6 +149,7 @@ def worker(
 ) -> None:
     """Run a Celery worker that finishes sagas, delivers events and prunes records, until it is told to stop."""
     prepare(imports)
+    deployment_jobs()
     arguments = ["worker", "--loglevel", loglevel.value, "--pool", pool.value]
     # Workers of crosstie have nothing to say to each other; the databases' rows say it all.
     arguments += ["--without-gossip", "--without-mingle", "--without-heartbeat"]
@@ -200,6 +203,9 @@ def sweep(
         raise typer.Exit(sweep_forever())
     if not sweep_once():
         raise typer.Exit(FAILED)
+
+
+cli.command("audit")(audit)
 
 
 def main(arguments: list[str] | None = None) -> Any:

@@ -19,8 +19,10 @@ def deployment_jobs() -> list[Job]:
     Raises ConfigurationError for a cron line that cannot be read.
     """
     line = ConnectionManager.settings().audit.schedule
-    if line is None:
-        return []
-    from crosstie.workers.audit import run_scheduled_audit
+    return [] if line is None else [Job("audit", Cron(line), _audit)]
 
-    return [Job("audit", Cron(line), run_scheduled_audit)]
+
+def _audit() -> None:
+    from crosstie.workers.audit import run_scheduled_audit  # it brings numpy, which no other job needs
+
+    run_scheduled_audit()
