@@ -1,0 +1,188 @@
+"""The command `crosstie audit`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Final
+
+import typer
+from rich.console import Group
+from rich.padding import Padding
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from crosstie.orm.errors import CrosstieError
+from crosstie.orm.integrity import AuditPhase, AuditProgress, AuditResult, AuditState, Finding
+from crosstie.workers import presentation
+from crosstie.workers.audit import AuditReport, run_audit
+from crosstie.workers.audit_report import EXIT_STATUS
+
+__all__ = ["audit", "next_step", "show_report"]
+
+_STYLES: Final = {AuditState.OK: "green", AuditState.FINDINGS: "bold red", AuditState.INCOMPLETE: "bold yellow"}
+_NUMBERS: Final = ("keys", "rows", "orphans", "deferred", "time")
+
+
+def audit(  # noqa: PLR0917 - typer names the options after them
+    references: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="REFERENCE",
+            help='Names such as "secondary.posts.user_id -> default.users.id", or just posts.user_id; '
+            "without any, every reference between two databases.",
+            show_default=False,
+        ),
+    ] = None,
+    chunk_size: Annotated[
+        int | None,
+        typer.Option("--chunk-size", min=1, max=1_000_000, help="Distinct keys read at a time.", show_default=False),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs: one JSON document.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Also the references within one database.")] = False,
+    sample: Annotated[int, typer.Option("--sample", min=0, help="Orphans shown for each reference.")] = 5,
+    imports: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--import", "-i", metavar="MODULE", help="A module with models; may be repeated.", show_default=False
+        ),
+    ] = None,
+) -> None:
+    """Find child rows whose parent, in another database, does not exist.
+
+    Exit status 0 if every reference is whole, 1 if there are orphans, 2 if anything could not be checked.
+    """
+    from crosstie.workers.cli import prepare
+
+    try:
+        prepare(imports)
+        with _progress_bars(shown=not as_json) as progress:
+            report = run_audit(references or None, include_local=everything, chunk_size=chunk_size, progress=progress)
+    except CrosstieError as error:
+        presentation.show_error(str(error))
+        if as_json:
+            typer.echo(
+                json.dumps({"version": 1, "state": "error", "error": {"code": error.code, "message": str(error)}})
+            )
+        raise typer.Exit(EXIT_STATUS[AuditState.INCOMPLETE]) from None
+    if as_json:
+        typer.echo(report.to_json(sample=sample))
+    else:
+        show_report(report, sample=sample)
+    raise typer.Exit(report.exit_status)
+
+
+@contextlib.contextmanager
+def _progress_bars(*, shown: bool) -> Iterator[_Bars]:
+    """A bar for each reference on standard error, gone when the audit ends; none in a pipe."""
+    console = presentation.console(stderr=True)
+    bars = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("keys, {task.fields[phase]}"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not (shown and console.is_terminal),
+    )
+    with bars:
+        yield _Bars(bars)
+
+
+class _Bars:
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._tasks: dict[str, TaskID] = {}
+
+    def __call__(self, step: AuditProgress) -> None:
+        task = self._tasks.get(step.reference)
+        if task is None:
+            task = self._tasks[step.reference] = self._progress.add_task(step.reference, total=None, phase="")
+        total = None if step.phase is AuditPhase.COUNTING else step.keys_total
+        self._progress.update(task, total=total, completed=step.keys_done, phase=step.phase.value)
+
+
+def show_report(report: AuditReport, *, sample: int) -> None:
+    """A table of the references, what was found in each, and in one line what to do next."""
+    console = presentation.console()
+    if report.results:
+        console.print(_summary(report))
+    for result in report.results:
+        details = _details(result, sample)
+        if details:
+            console.print()
+            console.print(Text(result.reference, style="bold"), soft_wrap=True)
+            console.print(Padding(Group(*details), (0, 0, 0, 2)))
+    console.print()
+    console.print(Text(next_step(report)), soft_wrap=True)
+
+
+def _summary(report: AuditReport) -> Table:
+    table = presentation.table("reference", "state", *_NUMBERS, numbers=_NUMBERS)
+    for result in report.results:
+        table.add_row(
+            result.reference,
+            Text(result.state.value.upper(), style=_STYLES[result.state]),
+            f"{result.keys_checked:,}",
+            f"{result.child_rows:,}",
+            f"{result.orphan_rows:,}",
+            f"{result.deferred_rows:,}",
+            f"{result.seconds:.1f} s",
+        )
+    return table
+
+
+def _details(result: AuditResult, sample: int) -> list[Text | Table]:
+    """What there is to say of one reference beyond its line in the table."""
+    lines: list[Text | Table] = []
+    if result.reason is not None:
+        lines.append(Text.assemble(("not checked to the end: ", "bold yellow"), result.reason))
+    lines += [Text(f"note: {note}", style="dim") for note in result.notes]
+    if result.deferred_keys:
+        lines.append(
+            Text(f"{result.deferred_rows:,} rows of {result.deferred_keys:,} keys wait for sagas that are not resolved")
+        )
+    if result.orphan_rows:
+        lines.append(Text(f"{result.orphan_rows:,} orphans of {result.orphan_keys:,} missing parents"))
+    shown = result.findings[:sample]
+    if shown:
+        lines.append(_samples(shown))
+        left = result.orphan_rows - len(shown)
+        if left > 0:
+            lines.append(Text(f"and {left:,} more (--sample N shows more of them)", style="dim"))
+    return lines
+
+
+def _samples(findings: Sequence[Finding]) -> Table:
+    table = presentation.table("child row", "missing parent", "all rows of that key")
+    told: set[str] = set()
+    for one in findings:
+        row = ", ".join(f"{name}={value}" for name, value in one.child_key.items())
+        table.add_row(row, str(one.parent_key), "" if one.query in told else one.query)
+        told.add(one.query)
+    return table
+
+
+def next_step(report: AuditReport) -> str:
+    """One line: what to do now."""
+    if not report.results:
+        return (
+            "Nothing was checked: no imported model declares a reference between two databases. Next: name the modules "
+            "of your models in the setting `imports`, or with --import."
+        )
+    incomplete = [one for one in report.results if one.state is AuditState.INCOMPLETE]
+    if incomplete:
+        names = " ".join(f'"{one.reference}"' for one in incomplete)
+        return f"Next: remove the cause named above, then run: crosstie audit {names}"
+    if report.state is AuditState.FINDINGS:
+        recorded = any(one.reference not in report.unrecorded for one in report.results if one.orphan_rows)
+        where = f" (run_id {report.run_id} in crosstie_finding)" if recorded else ""
+        return f"Next: look at the orphans{where}, then restore their parents or delete them, and audit again."
+    if any(one.deferred_keys for one in report.results):
+        return (
+            "No orphan was found. Next: run a worker (or crosstie sweep --once) to resolve the sagas, and audit again."
+        )
+    return "Every foreign key that was checked has its parent."

@@ -1,0 +1,193 @@
+"""Runs of audits as rows: what was checked, when, and which orphans it found, in the child's own database.
+
+A run is `running` until one transaction writes its end and its findings together. A run that was killed stays `running`
+until the next run of the same reference supersedes it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import sqlalchemy as sa
+
+from crosstie.orm.clock import now_ms
+from crosstie.orm.connection import ConnectionManager
+from crosstie.orm.database import Database
+from crosstie.orm.errors import NoSuchTable
+from crosstie.orm.integrity import AuditResult, Finding
+from crosstie.outbox.tables import audit_run, finding
+
+__all__ = ["RUNS_KEPT", "RunSummary", "close_run", "last_runs", "open_run", "unrecordable"]
+
+RUNS_KEPT: Final = 100
+"""So many runs of a reference are kept; what is older is deleted when a run ends."""
+_ROWS_PER_INSERT: Final = 500
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """One run of one reference; `state` is `running` too for a run that was killed and not yet superseded."""
+
+    run_id: str
+    reference: str
+    state: str
+    started_at: datetime
+    finished_at: datetime | None
+    rows_checked: int
+    findings: int
+    detail: dict[str, Any]
+
+
+def unrecordable(database: Database) -> str | None:
+    """Why runs cannot be recorded in this database; None where they can. Raises DatabaseUnavailable."""
+    if database.settings.read_only:
+        return f"the connection {database.name!r} is configured read_only"
+    with database.mapped_errors(), database.autocommit.connect() as connection:
+        inspector = sa.inspect(connection)
+        missing = [table.name for table in (audit_run, finding) if not inspector.has_table(table.name)]
+    if missing:
+        return f"{database.name!r} has no table {missing[0]}: run `crosstie init`"
+    return None
+
+
+def open_run(database: Database, run_id: str, reference: str) -> list[RunSummary]:
+    """Write that this run has begun; returns the runs of the reference that never ended and are superseded now.
+
+    Raises DatabaseUnavailable, NoSuchTable.
+    """
+    columns = audit_run.c
+    unfinished = sa.and_(columns.reference == reference, columns.state == "running")
+    with database.mapped_errors(), database.engine.begin() as connection:
+        superseded = [_summary(row) for row in connection.execute(sa.select(audit_run).where(unfinished)).mappings()]
+        if superseded:
+            connection.execute(
+                sa.update(audit_run)
+                .where(unfinished)
+                .values(
+                    state="incomplete",
+                    finished_at_ms=now_ms(),
+                    detail=json.dumps({"reason": f"never finished; superseded by run {run_id}"}),
+                )
+            )
+        connection.execute(
+            sa.insert(audit_run).values(
+                run_id=run_id, reference=reference, state="running", started_at_ms=now_ms(), rows_checked=0, findings=0
+            )
+        )
+    return superseded
+
+
+def close_run(database: Database, run_id: str, result: AuditResult) -> None:
+    """Write the end of the run and its findings, in one transaction. Raises DatabaseUnavailable, NoSuchTable."""
+    with database.mapped_errors(), database.engine.begin() as connection:
+        found = list(result.findings)
+        for start in range(0, len(found), _ROWS_PER_INSERT):
+            rows = [_row(run_id, result.reference, one) for one in found[start : start + _ROWS_PER_INSERT]]
+            connection.execute(sa.insert(finding), rows)
+        ended = connection.execute(
+            sa.update(audit_run)
+            .where(audit_run.c.run_id == run_id, audit_run.c.reference == result.reference)
+            .values(
+                state=result.state.value,
+                finished_at_ms=now_ms(),
+                rows_checked=result.child_rows,
+                findings=result.orphan_rows,
+                detail=json.dumps(_detail(result)),
+            )
+        )
+        if ended.rowcount != 1:
+            raise NoSuchTable(
+                f"{database.name!r}: the row of audit run {run_id} in {audit_run.name} is gone: somebody deleted it "
+                "while the audit ran. Run the audit again."
+            )
+        _forget_old_runs(connection, result.reference)
+
+
+def last_runs(database_name: str) -> list[RunSummary]:
+    """The latest run of each reference whose child is in this database. Raises DatabaseUnavailable, NoSuchTable."""
+    database = ConnectionManager.get(database_name)
+    newest = (
+        sa.select(audit_run.c.reference, sa.func.max(audit_run.c.started_at_ms).label("started_at_ms"))
+        .group_by(audit_run.c.reference)
+        .subquery()
+    )
+    query = (
+        sa.select(audit_run)
+        .join(
+            newest,
+            sa.and_(audit_run.c.reference == newest.c.reference, audit_run.c.started_at_ms == newest.c.started_at_ms),
+        )
+        .order_by(audit_run.c.reference)
+    )
+    with database.mapped_errors(), database.autocommit.connect() as connection:
+        rows = connection.execute(query).mappings().all()
+    return list({row["reference"]: _summary(row) for row in rows}.values())
+
+
+def _forget_old_runs(connection: sa.Connection, reference: str) -> None:
+    columns = audit_run.c
+    old = (
+        sa.select(columns.run_id)
+        .where(columns.reference == reference)
+        .order_by(columns.started_at_ms.desc(), columns.run_id)
+        .offset(RUNS_KEPT)
+        .limit(_ROWS_PER_INSERT)
+    )
+    run_ids = connection.execute(old).scalars().all()
+    for table in (finding, audit_run) if run_ids else ():
+        connection.execute(sa.delete(table).where(table.c.run_id.in_(run_ids), table.c.reference == reference))
+
+
+def _row(run_id: str, reference: str, one: Finding) -> dict[str, Any]:
+    key = json.dumps(list(one.child_key.values()), default=str, ensure_ascii=False)
+    return {
+        "run_id": run_id,
+        "reference": reference,
+        "child_key": _fitting(key, finding.c.child_key),
+        "parent_key": _fitting(str(one.parent_key), finding.c.parent_key),
+        "kind": "orphan",
+    }
+
+
+def _fitting(text: str, column: sa.Column[Any]) -> str:
+    """The text, or as much of it as fits, with a digest that keeps different ones apart."""
+    length = column.type.length if isinstance(column.type, sa.String) else None
+    if length is None or len(text) <= length:
+        return text
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+    return f"{text[: length - len(digest) - 1]}…{digest}"
+
+
+def _detail(result: AuditResult) -> dict[str, Any]:
+    return {
+        "reason": result.reason,
+        "keys_checked": result.keys_checked,
+        "orphan_keys": result.orphan_keys,
+        "deferred_keys": result.deferred_keys,
+        "deferred_rows": result.deferred_rows,
+        "seconds": round(result.seconds, 3),
+        "notes": list(result.notes),
+    }
+
+
+def _summary(row: Mapping[Any, Any]) -> RunSummary:
+    finished_at_ms = row["finished_at_ms"]
+    return RunSummary(
+        run_id=row["run_id"],
+        reference=row["reference"],
+        state=row["state"],
+        started_at=_instant(row["started_at_ms"]),
+        finished_at=None if finished_at_ms is None else _instant(finished_at_ms),
+        rows_checked=row["rows_checked"],
+        findings=row["findings"],
+        detail=json.loads(row["detail"]) if row["detail"] else {},
+    )
+
+
+def _instant(at_ms: int) -> datetime:
+    return datetime.fromtimestamp(at_ms / 1000, UTC)

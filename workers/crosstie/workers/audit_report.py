@@ -1,0 +1,81 @@
+"""What a run of audits answers, for people, programs and exit statuses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+from crosstie.orm.integrity import AuditResult, AuditState
+
+__all__ = ["EXIT_STATUS", "AuditReport"]
+
+EXIT_STATUS: Final[Mapping[AuditState, int]] = {
+    AuditState.OK: 0,
+    AuditState.FINDINGS: 1,
+    AuditState.INCOMPLETE: 2,
+}
+_FORMAT_VERSION: Final = 1
+
+
+@dataclass(frozen=True)
+class AuditReport:
+    """One run over some references. `unrecorded` says of each reference without a row of its run why it has none."""
+
+    run_id: str
+    started_at: datetime
+    seconds: float
+    results: tuple[AuditResult, ...]
+    unrecorded: Mapping[str, str]
+
+    @property
+    def state(self) -> AuditState:
+        """The worst of all; a run over no reference at all has checked nothing and is INCOMPLETE."""
+        states = {result.state for result in self.results}
+        if not states or AuditState.INCOMPLETE in states:
+            return AuditState.INCOMPLETE
+        return AuditState.FINDINGS if AuditState.FINDINGS in states else AuditState.OK
+
+    @property
+    def exit_status(self) -> int:
+        """0 where everything is OK, 1 with findings, 2 where something was not checked."""
+        return EXIT_STATUS[self.state]
+
+    def as_document(self, *, sample: int | None = None) -> dict[str, Any]:
+        """Plain values for JSON, with at most `sample` findings of each reference."""
+        return {
+            "version": _FORMAT_VERSION,
+            "run_id": self.run_id,
+            "state": self.state.value,
+            "exit_status": self.exit_status,
+            "started_at": self.started_at.isoformat(),
+            "seconds": round(self.seconds, 3),
+            "references": [self._result(result, sample) for result in self.results],
+        }
+
+    def to_json(self, *, sample: int | None = None) -> str:
+        """`as_document` as text; keys that JSON does not know are written as their text."""
+        return json.dumps(self.as_document(sample=sample), indent=2, default=str, ensure_ascii=False)
+
+    def _result(self, result: AuditResult, sample: int | None) -> dict[str, Any]:
+        return {
+            "reference": result.reference,
+            "state": result.state.value,
+            "reason": result.reason,
+            "keys_checked": result.keys_checked,
+            "child_rows": result.child_rows,
+            "orphan_keys": result.orphan_keys,
+            "orphan_rows": result.orphan_rows,
+            "deferred_keys": result.deferred_keys,
+            "deferred_rows": result.deferred_rows,
+            "seconds": round(result.seconds, 3),
+            "notes": list(result.notes),
+            "recorded": result.reference not in self.unrecorded,
+            "not_recorded_because": self.unrecorded.get(result.reference),
+            "findings": [
+                {"child_key": one.child_key, "parent_key": one.parent_key, "query": one.query}
+                for one in result.findings[:sample]
+            ],
+        }
