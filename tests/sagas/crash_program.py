@@ -9,12 +9,11 @@ import sys
 from decimal import Decimal
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
+sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from shop import Invoice, Order, Stock  # noqa: E402 - found through the path set above
-
-from crosstie.orm import ConnectionManager  # noqa: E402
-from crosstie.sagas import saga, sweep_sagas  # noqa: E402
+from crosstie.orm import ConnectionManager
+from crosstie.sagas import saga, sweep_sagas
+from sagas.shop import Invoice, Order, Stock
 
 
 def write_everywhere(names: list[str]) -> None:

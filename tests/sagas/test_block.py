@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import threading
 from decimal import Decimal
+from functools import partial
 
 import pytest
 
@@ -116,13 +117,16 @@ def test_hooks_after_commit_run_once_home_has_committed(configured: Pair) -> Non
     create_shop(configured.by_name)
     ran: list[str] = []
 
+    def note(name: str) -> None:
+        ran.append(f"{name} {saga_states(configured.by_name)['default']}")
+
     def block() -> None:
         with saga("order"):
             _order_and_reserve()
             for name in ("default", "secondary"):
                 tx = current(name)
                 assert tx is not None
-                tx.after_commit(lambda name=name: ran.append(f"{name} {saga_states(configured.by_name)['default']}"))
+                tx.after_commit(partial(note, name))
 
     with crash_at("saga.branch-committed"), pytest.raises(SagaAborted):
         block()
@@ -146,7 +150,7 @@ def test_a_savepoint_inside_a_saga_takes_its_writes_and_their_undo_back(configur
 
     assert configured.second.scalar("SELECT count(*) FROM stock WHERE sku = 'lost'") == 0
     assert configured.second.scalar("SELECT count(*) FROM stock WHERE sku = 'kept'") == 1
-    undo = str(configured.second.scalar("SELECT undo FROM crosstie_saga"))
+    undo = str(configured.second.scalar("SELECT undo_log FROM crosstie_saga"))
     assert "kept" in undo
     assert "lost" not in undo
 

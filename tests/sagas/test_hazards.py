@@ -7,15 +7,16 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from crosstie.orm.field import IntegerPKMixin
 
 from bench import guard
 from bench.databases import Pair, TestDatabase, fresh_database
 from crosstie.orm import ActiveRecord, ConnectionManager
 from crosstie.orm.errors import CrosstieError, DatabaseError, DuplicateKey, TransactionPoisoned
+from crosstie.orm.field import IntegerPKMixin
 from crosstie.orm.transaction import current, transaction
 from crosstie.sagas import SagaAborted, SagaNotUndoable, saga
 from sagas.shop import Order, Stock, contents, create_shop, saga_states
@@ -44,11 +45,11 @@ def test_a_database_error_that_was_swallowed_aborts_the_saga(broken: str, config
     """The server may have dropped part of the transaction, so nothing of it may be committed."""
     create_shop(configured.by_name)
     before = contents(configured.by_name)
-    model = Order if broken == "default" else Stock
+    twice = Order(id=1, sku="twice", amount=Decimal(1)) if broken == "default" else Stock(id=1, sku="twice")
 
     def fail_and_swallow() -> None:
         with pytest.raises(DuplicateKey):
-            model(id=1, sku="twice", **({"amount": Decimal(1)} if model is Order else {})).save()
+            twice.save()
 
     with pytest.raises((SagaAborted, TransactionPoisoned)), saga("order"):
         _write_both()
@@ -76,8 +77,7 @@ def test_an_error_that_the_driver_alone_has_seen_is_not_committed(configured: Pa
     def break_behind_the_back() -> None:
         tx = current("default")
         assert tx is not None
-        raw = tx.connection.connection.dbapi_connection
-        assert raw is not None
+        raw: Any = tx.connection.connection.dbapi_connection
         if configured.first.kind == "postgresql":
             with raw.cursor() as cursor, pytest.raises(Exception, match="division"):
                 cursor.execute("SELECT 1/0")
@@ -210,7 +210,8 @@ def test_raw_sql_in_two_databases_is_refused_before_any_commit(configured: Pair)
 def _add_trigger(database: TestDatabase) -> None:
     if database.kind == "postgresql":
         database.execute(
-            "CREATE FUNCTION noted() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN NEW.note := 'seen'; RETURN NEW; END $$"
+            "CREATE FUNCTION noted() RETURNS trigger LANGUAGE plpgsql AS"
+            " $$ BEGIN NEW.note := 'seen'; RETURN NEW; END $$"
         )
         database.execute("CREATE TRIGGER noting BEFORE UPDATE ON stock FOR EACH ROW EXECUTE FUNCTION noted()")
     elif database.kind == "mariadb":

@@ -12,7 +12,7 @@ import pytest
 
 from bench import guard
 from bench.databases import DatabaseKind, Pair, TestDatabase, fresh_database
-from bench.proxy import Proxy
+from bench.proxy import Moment, Proxy, Trigger
 from bench.waiting import eventually
 from crosstie.orm import ConnectionManager
 from crosstie.orm.errors import CommitInDoubt
@@ -29,6 +29,13 @@ class Bench:
     home: Proxy
     branch: Proxy
     databases: dict[str, TestDatabase]
+
+    def lose_commit_of(self, name: str, moment: Moment) -> Trigger:
+        """Cut the connections when the next COMMIT of this database passes."""
+        proxy = self.home if name == "default" else self.branch
+        # Not the bare word: BEGIN ISOLATION LEVEL READ COMMITTED has it too.
+        pattern = b"COMMIT\x00" if self.databases[name].kind == "postgresql" else b"\x03COMMIT"
+        return proxy.cut_after(pattern, moment=moment)
 
 
 @pytest.fixture(params=[("postgresql", "mariadb"), ("mariadb", "postgresql")], ids="-".join)
@@ -62,7 +69,7 @@ def _sweep_until_quiet() -> None:
 
 def test_a_lost_answer_of_home_is_learnt_from_the_register(bench: Bench) -> None:
     """Home committed and only the answer was lost: the saga returns normally, once it has read its own record."""
-    trigger = bench.home.cut_after(b"COMMIT", moment="answered")
+    trigger = bench.lose_commit_of("default", "answered")
 
     with armed("recovery.before-decision", bench.home.heal):
         _order()
@@ -75,7 +82,7 @@ def test_a_lost_answer_of_home_is_learnt_from_the_register(bench: Bench) -> None
 def test_a_lost_commit_of_home_is_aborted(bench: Bench) -> None:
     """The COMMIT never arrived: the saga decides to abort in home, undoes the branch, and says so."""
     before = contents(bench.databases)
-    trigger = bench.home.cut_after(b"COMMIT", moment="withheld")
+    trigger = bench.lose_commit_of("default", "withheld")
 
     with armed("recovery.before-decision", bench.home.heal), pytest.raises(SagaAborted) as aborted:
         _order()
@@ -86,10 +93,12 @@ def test_a_lost_commit_of_home_is_aborted(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize(("moment", "committed"), [("answered", True), ("withheld", False)])
-def test_an_unreachable_home_leaves_the_saga_in_doubt_until_a_sweep(moment: str, committed: bool, bench: Bench) -> None:
+def test_an_unreachable_home_leaves_the_saga_in_doubt_until_a_sweep(
+    moment: Moment, committed: bool, bench: Bench
+) -> None:
     """The caller is told neither success nor failure; the sweep ends it in the way that home's register says."""
     before = contents(bench.databases)
-    bench.home.cut_after(b"COMMIT", moment=moment)  # type: ignore[arg-type]
+    bench.lose_commit_of("default", moment)
 
     with pytest.raises(SagaInDoubt) as in_doubt:
         _order()
@@ -104,10 +113,10 @@ def test_an_unreachable_home_leaves_the_saga_in_doubt_until_a_sweep(moment: str,
 
 
 @pytest.mark.parametrize("moment", ["answered", "withheld"])
-def test_a_branch_whose_commit_is_in_doubt_is_undone_or_refused(moment: str, bench: Bench) -> None:
+def test_a_branch_whose_commit_is_in_doubt_is_undone_or_refused(moment: Moment, bench: Bench) -> None:
     """Whether the branch had applied or not, after the abort it has not, and never will."""
     before = contents(bench.databases)
-    bench.branch.cut_after(b"COMMIT", moment=moment)  # type: ignore[arg-type]
+    bench.lose_commit_of("secondary", moment)
 
     with armed("recovery.before-decision", bench.branch.heal), pytest.raises(SagaAborted) as aborted:
         _order()
@@ -120,7 +129,7 @@ def test_a_branch_whose_commit_is_in_doubt_is_undone_or_refused(moment: str, ben
 def test_an_unreachable_branch_is_undone_by_a_later_sweep(bench: Bench) -> None:
     """The abort is certain, so the caller is told; the undo waits until the branch is back."""
     before = contents(bench.databases)
-    bench.branch.cut_after(b"COMMIT", moment="answered")
+    bench.lose_commit_of("secondary", "answered")
 
     with pytest.raises(SagaAborted) as aborted:
         _order()
@@ -136,7 +145,7 @@ def test_an_unreachable_branch_is_undone_by_a_later_sweep(bench: Bench) -> None:
 
 def test_a_plain_transaction_whose_answer_is_lost_is_in_doubt(bench: Bench) -> None:
     """Without a record there is nothing to ask: the error says that the transaction may be durable."""
-    bench.home.cut_after(b"COMMIT", moment="answered")
+    bench.lose_commit_of("default", "answered")
 
     with pytest.raises(CommitInDoubt), transaction("default"):
         Order(sku="new", amount=Decimal(1)).save()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from decimal import Decimal
 
 import pytest
@@ -58,7 +59,7 @@ def test_tombstones_wait_for_older_transactions(configured: Pair, monkeypatch: p
     monkeypatch.setenv("CROSSTIE_SAGA__RETENTION_S", "0")
     ConnectionManager.configure(configured.configuration)
 
-    with configured.second.connect() as connection, connection.cursor() as cursor:
+    with configured.second.connect() as connection, closing(connection.cursor()) as cursor:
         cursor.execute("BEGIN")
         cursor.execute("SELECT count(*) FROM stock")
         cursor.fetchall()

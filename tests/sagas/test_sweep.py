@@ -75,7 +75,7 @@ def test_a_saga_whose_home_is_down_waits_and_does_not_stop_the_others(configured
     create_shop(configured.by_name)
     _order()
     configured.second.execute(
-        "INSERT INTO crosstie_saga (saga_id, step, participant, role, state, name, home, participants, undo,"
+        "INSERT INTO crosstie_saga (saga_id, step, participant, role, state, name, home, participants, undo_log,"
         " created_at_ms, updated_at_ms, expires_at_ms, next_at_ms, attempts)"
         " VALUES ('x', 0, 'secondary', 'branch', 'applied', 'n', 'gone', '[\"gone\", \"secondary\"]', '[]',"
         " 0, 0, 0, 0, 0)"

@@ -56,6 +56,7 @@ def commit_verified(database: Database, connection: sa.Connection, root: sa.Tran
                 raise
             failure = Failure(CommitInDoubt, ends_transaction=True, commit_unknown=True, detail=str(error))
         if failure.commit_unknown:
+            database.liveness.note_loss()
             raise CommitInDoubt(
                 f"database {database.name!r}: the connection was lost during COMMIT ({failure.detail}); the "
                 "transaction may or may not be durable. Read the data back before running the block again."

@@ -14,16 +14,15 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from crosstie.orm.configuration import ConnectionSettings
 from crosstie.orm.driver_errors import mapped_errors
+from crosstie.orm.liveness import Liveness
 
 __all__ = ["Capabilities", "Database"]
 
-IDLE_BEFORE_PING_S: Final = 1.0
-"""A pooled connection that rested longer than this is pinged before use; a busy pool pays nothing."""
+_LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 @dataclass(frozen=True)
@@ -60,6 +59,7 @@ class Database:
         self.settings = settings
         self.kind: str = settings.driver
         self.capabilities = _CAPABILITIES[settings.driver]
+        self.liveness = Liveness()
         self._lock = threading.Lock()
         self._engine: sa.Engine | None = None
         self._autocommit: sa.Engine | None = None
@@ -135,7 +135,9 @@ class Database:
         engine = sa.create_engine(settings.url(), **arguments)
         if settings.driver == "sqlite":
             _prepare_sqlite(engine, settings, autocommit=autocommit)
-        _ping_idle_connections(engine)
+        elif settings.driver != "postgresql":
+            _lift_read_timeout(engine, settings)
+        self.liveness.watch(engine)
         return engine
 
 
@@ -147,10 +149,24 @@ def _connect_arguments(settings: ConnectionSettings) -> dict[str, Any]:
     else:
         defaults = {
             "connect_timeout": settings.connect_timeout_s,
+            # PyMySQL's connect timeout ends with the TCP handshake, and a server may accept and never say a word.
+            "read_timeout": settings.connect_timeout_s,
             "charset": "utf8mb4",
             "init_command": "SET time_zone = '+00:00'",
         }
+        if settings.host in _LOOPBACK and not any(option.startswith("ssl") for option in settings.options):
+            # A TLS context costs each new connection some 20 ms, and there is no network to be protected from.
+            defaults["ssl_disabled"] = True
     return defaults | settings.options
+
+
+def _lift_read_timeout(engine: sa.Engine, settings: ConnectionSettings) -> None:
+    """Once connected, a query may take as long as it takes, unless the configuration says otherwise."""
+
+    def connected(dbapi_connection: Any, _: ConnectionPoolEntry) -> None:
+        dbapi_connection._read_timeout = settings.options.get("read_timeout")
+
+    event.listen(engine, "connect", connected)
 
 
 def _prepare_sqlite(engine: sa.Engine, settings: ConnectionSettings, *, autocommit: bool) -> None:
@@ -172,26 +188,3 @@ def _prepare_sqlite(engine: sa.Engine, settings: ConnectionSettings, *, autocomm
     event.listen(engine, "connect", connected)
     if not autocommit:
         event.listen(engine, "begin", begun)
-
-
-def _ping_idle_connections(engine: sa.Engine) -> None:
-    dialect = engine.dialect
-
-    def returned(_: DBAPIConnection | None, entry: ConnectionPoolEntry) -> None:
-        entry.info["crosstie.idle_since"] = time.monotonic()
-
-    def taken(dbapi_connection: DBAPIConnection, entry: ConnectionPoolEntry, _: Any) -> None:
-        since = entry.info.get("crosstie.idle_since")
-        if since is None or time.monotonic() - since < IDLE_BEFORE_PING_S:
-            return
-        try:
-            alive = dialect.do_ping(dbapi_connection)
-        except DBAPIError:
-            alive = False
-        except dialect.loaded_dbapi.Error:
-            alive = False
-        if not alive:
-            raise DisconnectionError("the connection died while it rested in the pool")
-
-    event.listen(engine, "checkin", returned)
-    event.listen(engine, "checkout", taken)

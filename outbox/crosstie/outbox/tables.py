@@ -59,7 +59,7 @@ saga: Final = sa.Table(
     sa.Column("name", sa.String(200), nullable=False),
     sa.Column("home", Name, nullable=False),
     sa.Column("participants", LongText, nullable=False),
-    sa.Column("undo", LongText, nullable=False),
+    sa.Column("undo_log", LongText, nullable=False),
     sa.Column("created_at_ms", sa.BigInteger, nullable=False, default=now_ms()),
     sa.Column("updated_at_ms", sa.BigInteger, nullable=False, default=now_ms()),
     sa.Column("expires_at_ms", sa.BigInteger, nullable=False),

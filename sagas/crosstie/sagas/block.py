@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
-from crosstie.outbox.publish import enqueue
 
 from crosstie.orm.connection import ConnectionManager
 from crosstie.orm.errors import CommitInDoubt, CrosstieError
@@ -23,6 +22,7 @@ from crosstie.orm.transaction import (
     run_after_commit,
     set_active_unit,
 )
+from crosstie.outbox.publish import enqueue
 from crosstie.sagas import doorbell, image, record
 from crosstie.sagas.capture import BranchRecorder, HomeRecorder, uncaptured_reasons, undo_log
 from crosstie.sagas.ddl import refuse_implicit_commits
@@ -195,7 +195,12 @@ class SagaBlock:
                 tx = self._transactions[name]
                 with tx.mapped_errors():
                     record.insert(
-                        tx.connection, header, name, "applied", undo=image.dump(undo_log(tx)), expiry_s=self._expiry_s
+                        tx.connection,
+                        header,
+                        name,
+                        "applied",
+                        undo_log=image.dump(undo_log(tx)),
+                        expiry_s=self._expiry_s,
                     )
                 fault_point("saga.branch-recorded")
                 tx.commit()

@@ -51,7 +51,7 @@ class SagaRecord:
     header: SagaHeader
     participant: str
     state: str
-    undo: str
+    undo_log: str
     attempts: int
     quarantine: str | None
 
@@ -59,7 +59,7 @@ class SagaRecord:
     def from_row(cls, row: Any) -> SagaRecord:
         """From a row of `select(crosstie_saga)`."""
         header = SagaHeader(row.saga_id, row.name, row.home, tuple(json.loads(row.participants)))
-        return cls(header, row.participant, row.state, row.undo, row.attempts, row.quarantine)
+        return cls(header, row.participant, row.state, row.undo_log, row.attempts, row.quarantine)
 
 
 def insert(
@@ -68,7 +68,7 @@ def insert(
     participant: str,
     state: str,
     *,
-    undo: str = "[]",
+    undo_log: str = "[]",
     expiry_s: float = 0.0,
 ) -> None:
     """Insert the record of a participant. Raises the driver's duplicate-key error where the register is taken."""
@@ -84,7 +84,7 @@ def insert(
             name=header.name,
             home=header.home,
             participants=json.dumps(header.participants),
-            undo=undo,
+            undo_log=undo_log,
             created_at_ms=now_ms(),
             updated_at_ms=now_ms(),
             expires_at_ms=now_ms() + int(expiry_s * 1000),

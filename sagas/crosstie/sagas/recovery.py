@@ -175,7 +175,7 @@ def _undo_or_refuse(header: SagaHeader, branch: str) -> str | None:
         elif found.state == "applied":
             if found.quarantine is not None:
                 return found.quarantine
-            entries = image.load(found.undo)
+            entries = image.load(found.undo_log)
             apply_undo(tx.database, tx.connection, [entry for entry in entries if entry["op"] != "events"])
             if len(entries) and entries[-1]["op"] == "events":
                 # There is no index for this; only a branch that published events pays for the search.

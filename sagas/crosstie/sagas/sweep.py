@@ -163,8 +163,8 @@ def _finish(database_name: str, found: SagaRecord) -> SweepReport:
         ended = resolution.decision is Decision.ABORTED
         logger.info("saga %s (%r): %s", header.saga_id, header.name, resolution.decision.value)
         return SweepReport(aborted=1) if ended else SweepReport(settled=1)
-    for branch, error in resolution.pending.items():
-        logger.warning("saga %s (%r) waits for %r: %s", header.saga_id, header.name, branch, error)
+    for branch, reason in resolution.pending.items():
+        logger.warning("saga %s (%r) waits for %r: %s", header.saga_id, header.name, branch, reason)
     _defer(database_name, [found])
     return SweepReport(quarantined=1) if resolution.quarantined else SweepReport(deferred=1)
 

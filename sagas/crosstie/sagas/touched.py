@@ -19,7 +19,7 @@ def touched_keys(database_name: str, *, since_ms: int) -> set[tuple[str, tuple[s
     DatabaseUnavailable, and NoSuchTable where `crosstie init` has not run.
     """
     database = ConnectionManager.get(database_name)
-    query = sa.select(records.c.undo).where(
+    query = sa.select(records.c.undo_log).where(
         records.c.role == "branch",
         sa.or_(
             records.c.state == "applied",
