@@ -187,8 +187,8 @@ def test_missing_tables_are_told_with_the_remedy(cli: Callable, database: TestDa
 
 def test_status_shows_what_is_unfinished(cli: Callable, configured_database: TestDatabase) -> None:
     """For people as a table, for programs as JSON with the same figures."""
-    saga = {"role": "branch", "state": "applied", "name": "order", "home": "elsewhere", "participants": "[]"}
-    saga |= {"step": 0, "participant": "default", "undo": "[]", "expires_at_ms": 1000}
+    saga: dict[str, object] = {"step": 0, "participant": "default", "role": "branch", "state": "applied"}
+    saga |= {"name": "order", "home": "elsewhere", "participants": "[]", "undo_log": "[]", "expires_at_ms": 1000}
     event = {"uid": "u", "key": "k", "type": "order.placed", "payload": "{}", "headers": "{}", "created_at_ms": 1000}
     with ConnectionManager.get("default").engine.begin() as connection:
         connection.execute(sa.insert(tables.saga).values(saga_id="a", **saga))
