@@ -139,8 +139,8 @@ class LocalTransaction:
         if self._poison is not None:
             raise TransactionPoisoned(
                 f"database {self.database.name!r}: this transaction can only roll back, because of an error that was "
-                f"swallowed: {driver_exception(self._poison)}. Let the exception leave the block, or wrap the statement "
-                "that may fail in a nested transaction."
+                f"swallowed: {driver_exception(self._poison)}. Let the exception leave the block, or wrap the "
+                "statement that may fail in a nested transaction."
             ) from self._poison
 
     def mark_written(self) -> None:
@@ -286,9 +286,8 @@ def _refuse_foreign_commit(connection: sa.Connection) -> None:
     for tx in _state.open.values():
         if tx.connection is connection:
             raise TransactionPoisoned(
-                f"database {tx.database.name!r}: commit() was called on a connection whose transaction crosstie "
-                "ends itself. "
-                "Leave the block to commit."
+                f"database {tx.database.name!r}: commit() was called on a connection whose transaction crosstie ends "
+                "itself. Leave the block to commit."
             )
 
 

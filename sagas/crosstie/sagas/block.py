@@ -119,9 +119,8 @@ class SagaBlock:
                 self._prepare(tx)
             if len(self._participants) != len(self._written):
                 raise SagaError(
-                    f"a before_commit hook wrote to {self._written[-1]!r}, which the block had not written. Write "
-                    "to it "
-                    "inside the block."
+                    f"a before_commit hook wrote to {self._written[-1]!r}, which the block had not written. Write to "
+                    "it inside the block."
                 )
         except SagaError:
             self.roll_back()
@@ -150,9 +149,8 @@ class SagaBlock:
         names = list(self._written)
         if not names and self._events:
             raise SagaError(
-                f"saga {self.name!r} wrote to no database, so {type(self._events[0]).__name__} has no outbox to "
-                "be written "
-                "to. Name one: publish(database=…), or __connection__ on the event."
+                f"saga {self.name!r} wrote to no database, so {type(self._events[0]).__name__} has no outbox to be "
+                "written to. Name one: publish(database=…), or __connection__ on the event."
             )
         home = names[0] if names else ""
         if len(names) > 1:
@@ -219,7 +217,6 @@ class SagaBlock:
             doorbell.ring(header)
             raise
         fault_point("saga.home-committed")
-        doorbell.ring(header)
         run_after_commit(after, header.home)
 
     def _abort(self, header: SagaHeader, error: Exception, *, in_doubt: bool) -> None:
@@ -236,11 +233,8 @@ class SagaBlock:
         if in_doubt and (resolution is None or forgotten):
             raise SagaInDoubt(
                 f"saga {self.name!r} ({self.saga_id}): the connection to home {header.home!r} was lost during the "
-                "deciding "
-                f"COMMIT, and its outcome cannot be learnt now ({unresolved or 'its records are gone'}). A worker "
-                "will finish it; read the "
-                "data back "
-                "before running the block again.",
+                f"COMMIT that decides, and its outcome cannot be learnt now ({unresolved or 'its records are gone'}). "
+                "A worker will finish it; read the data back before running the block again.",
                 saga_id=self.saga_id,
                 pending=header.participants,
             ) from error
@@ -290,9 +284,8 @@ def saga(name: str, *, home: str | None = None, expiry_s: float | None = None) -
         return
     if open_transactions():
         raise SagaError(
-            f"saga {name!r} was begun inside a plain transaction of {', '.join(map(repr, open_transactions()))}, "
-            "whose commit it "
-            "could not decide over. Put the saga outside; transactions inside it become savepoints."
+            f"saga {name!r} was begun inside a plain transaction of {', '.join(map(repr, open_transactions()))}, whose "
+            "commit it could not decide over. Put the saga outside; transactions inside it become savepoints."
         )
     if home is not None:
         ConnectionManager.get(home)

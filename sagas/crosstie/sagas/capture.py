@@ -40,8 +40,8 @@ def _refuse_untransactional(tx: LocalTransaction, table: sa.Table) -> TableFacts
     if not facts.transactional:
         raise SagaNotUndoable(
             f"table {table.name!r} of database {tx.database.name!r} uses the storage engine {facts.engine}, which "
-            "keeps what a "
-            "transaction rolls back. Expected InnoDB: ALTER TABLE … ENGINE=InnoDB, or write it outside the saga."
+            "keeps what a transaction rolls back. Expected InnoDB: ALTER TABLE … ENGINE=InnoDB, or write it outside "
+            "the saga."
         )
     return facts
 

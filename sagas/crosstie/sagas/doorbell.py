@@ -1,4 +1,7 @@
-"""A hint to the workers that a saga can be settled; losing it costs latency only."""
+"""A hint to the workers that a saga was left unfinished; losing it costs latency only.
+
+A saga that has committed rings for nobody: sweeps settle those in batches.
+"""
 
 from __future__ import annotations
 

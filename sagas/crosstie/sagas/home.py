@@ -17,7 +17,7 @@ def choose_home(written: Sequence[str], uncaptured: Mapping[str, Sequence[str]],
     be undone, else the first one written. Raises SagaNotUndoable where another participant cannot be undone either.
     """
     stuck = [name for name in written if uncaptured.get(name)]
-    home = declared if declared in written else (stuck[0] if stuck else written[0])
+    home = declared if declared is not None and declared in written else [*stuck, *written][0]
     others = [name for name in stuck if name != home]
     if not others:
         return home

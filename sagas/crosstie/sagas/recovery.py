@@ -140,8 +140,7 @@ def _understood(header: SagaHeader, state: str) -> Decision:
         return Decision.ABORTED
     raise SagaRecordConflict(
         f"saga {header.saga_id} ({header.name!r}): expected home {header.home!r} to say committed, aborted or "
-        "finished, found "
-        f"{state!r}. Somebody else wrote crosstie_saga; nothing was changed."
+        f"finished, found {state!r}. Somebody else wrote crosstie_saga; nothing was changed."
     )
 
 

@@ -110,7 +110,7 @@ def _oldest_transaction_ms(database: Database) -> int | None:
     kind = "mysql" if database.kind == "mariadb" else database.kind
     try:
         with database.mapped_errors(), database.autocommit.connect() as connection:
-            found = [connection.execute(sa.select(now_ms())).scalar_one()]
+            found: list[int | None] = [connection.execute(sa.select(now_ms())).scalar_one()]
             questions = [queries[kind] for queries in (_OLDEST, _PREPARED) if kind in queries]
             found += [connection.execute(sa.text(question)).scalar() for question in questions]
     except DatabaseError as error:
