@@ -97,6 +97,7 @@ EXTREMES: list[dict[str, Any]] = [
 
 @pytest.fixture
 def everything(configured_database: TestDatabase) -> TestDatabase:
+    """One database with the table of all types."""
     Everything.create_table()
     return configured_database
 
