@@ -73,10 +73,10 @@ def test_a_killed_owner_loses_its_lane_when_the_lease_has_run_out(source: TestDa
     assert not hold(database, old, delay_s=60)
     assert not back_off(database, old, delay_s=60, error="late", whole_route=True)
     with pytest.raises(LeaseLost, match="another worker took it"), transaction("default") as tx:
-        renew(tx.connection, old)
+        renew(tx.connection, old, progress=True)
     with transaction("default") as tx:
         tx.mark_written()
-        assert renew(tx.connection, new) == new
+        assert renew(tx.connection, new, progress=True) == new
     assert source.rows("SELECT owner, failures FROM crosstie_lane WHERE owner <> ''") == [("two", 0)]
 
 
@@ -93,7 +93,7 @@ def test_an_abandoned_lane_that_is_locked_is_not_waited_for(source: TestDatabase
     old = take(only_candidate(), lease_s=-1)
     engine = ConnectionManager.get("default").engine
     with engine.connect() as stopped:
-        renew(stopped, dataclasses.replace(old, lease_s=-1))
+        renew(stopped, dataclasses.replace(old, lease_s=-1), progress=True)
         assert attempt(only_candidate(), "two") is None
         stopped.rollback()
     take(only_candidate(), "two")
@@ -110,7 +110,8 @@ def test_a_lane_that_backs_off_is_left_alone_and_remembers_why(source: TestDatab
     assert lease.failures == 1
     with transaction("default") as tx:
         tx.mark_written()
-        assert renew(tx.connection, lease).failures == 0
+        assert renew(tx.connection, lease, progress=False).failures == 1
+        assert renew(tx.connection, lease, progress=True).failures == 0
     assert source.rows("SELECT failures FROM crosstie_lane WHERE failures > 0 OR last_error IS NOT NULL") == []
 
 

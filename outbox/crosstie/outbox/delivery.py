@@ -114,8 +114,12 @@ class _Reader(LocalTransaction):
     """A transaction in which nothing may be written."""
 
     def __init__(self, database: Database, target: str) -> None:
-        super().__init__(_Unlocked(database) if database.kind == "sqlite" else database)
+        unlocked = database.kind == "sqlite"
+        super().__init__(_Unlocked(database) if unlocked else database)
         self._only = target
+        if unlocked:
+            self.connection.exec_driver_sql("BEGIN DEFERRED")
+            self.at_close(lambda connection: connection.exec_driver_sql("ROLLBACK"))
 
     def mark_written(self) -> None:
         """Refuse the write that is about to run."""
@@ -127,7 +131,7 @@ class _Reader(LocalTransaction):
 
 
 class _Unlocked(Database):
-    """A SQLite database whose transactions begin with no lock: BEGIN IMMEDIATE would shut out its writers."""
+    """A SQLite database whose transactions are begun by hand: BEGIN IMMEDIATE would shut out its writers."""
 
     def __init__(self, database: Database) -> None:
         super().__init__(database.name, database.settings)

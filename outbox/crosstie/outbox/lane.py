@@ -105,18 +105,21 @@ def claim(source: Database, candidate: Candidate, *, owner: str, lease_s: float)
     )
 
 
-def renew(connection: sa.Connection, lease: Lease) -> Lease:
-    """Prolong the lease after work that succeeded, as the first statement of an acknowledging transaction.
+def renew(connection: sa.Connection, lease: Lease, *, progress: bool) -> Lease:
+    """Prolong the lease, as the first statement of an acknowledging transaction.
 
-    Raises LeaseLost where another worker owns the lane by now; the caller must roll back.
+    `progress` says that the lane has got further, and forgets its failures; acknowledging once more what an earlier
+    owner had applied is none. Raises LeaseLost where another worker owns the lane by now; the caller must roll back.
     """
-    values = {"lease_until_ms": now_ms() + int(lease.lease_s * 1000), "failures": 0, "last_error": None}
+    values: dict[str, Any] = {"lease_until_ms": now_ms() + int(lease.lease_s * 1000)}
+    if progress:
+        values |= {"failures": 0, "last_error": None}
     if connection.execute(_mine(lease, values)).rowcount != 1:
         raise LeaseLost(
             f"lane {lease.lane} of route {lease.route!r} is no longer owned under epoch {lease.epoch}: another worker "
             "took it after the lease had run out. It goes on from what this one has applied; nothing is to be done."
         )
-    return replace(lease, failures=0)
+    return replace(lease, failures=0) if progress else lease
 
 
 def release(source: Database, lease: Lease) -> bool:

@@ -142,7 +142,7 @@ class _Drain:
         self._report.applied += len(self._doubtful & applied)
         self._doubtful = frozenset()
         if applied:
-            self._acknowledge(applied)
+            self._acknowledge(applied, progress=False)
 
     def _enter(self) -> frozenset[int]:
         with detached_transaction(self._lease.route) as tx:
@@ -159,7 +159,7 @@ class _Drain:
             verdict, homeless = self._decide(rows)
             applied, failure = self._apply_up_to_failure(verdict.apply)
             if applied or verdict.drop:
-                self._acknowledge([row.id for row in applied] + list(verdict.drop))
+                self._acknowledge([row.id for row in applied] + list(verdict.drop), progress=True)
                 self._report.dropped += len(verdict.drop)
             if failure is not None:
                 raise failure
@@ -218,7 +218,7 @@ class _Drain:
         self._report.applied += len(ids - known)
         fault_point("relay.target-committed")
 
-    def _acknowledge(self, ids: Collection[int]) -> None:
+    def _acknowledge(self, ids: Collection[int], *, progress: bool) -> None:
         """Delete events that are applied, by their ids, under the renewed lease. Raises LeaseLost.
 
         Never a range of ids: a transaction that commits late may have a smaller one than those already seen.
@@ -226,7 +226,7 @@ class _Drain:
         listed = sorted(ids)
         with detached_transaction(self._source.name) as tx:
             tx.mark_written()
-            renewed = renew(tx.connection, self._lease)
+            renewed = renew(tx.connection, self._lease, progress=progress)
             for start in range(0, len(listed), DELETE_CHUNK):
                 tx.connection.execute(
                     sa.delete(outbox).where(
