@@ -115,7 +115,7 @@ def show_report(report: AuditReport, *, sample: int) -> None:
         if details:
             console.print()
             console.print(Text(result.reference, style="bold"), soft_wrap=True)
-            console.print(Padding(Group(*details), (0, 0, 0, 2)))
+            console.print(Padding(Group(*details), (0, 0, 0, 2), expand=False))
     console.print()
     console.print(Text(next_step(report)), soft_wrap=True)
 
@@ -139,14 +139,18 @@ def _details(result: AuditResult, sample: int) -> list[Text | Table]:
     """What there is to say of one reference beyond its line in the table."""
     lines: list[Text | Table] = []
     if result.reason is not None:
-        lines.append(Text.assemble(("not checked to the end: ", "bold yellow"), result.reason))
+        lines.append(
+            Text.assemble(
+                ("not checked to the end: ", "bold yellow"),
+                "; ".join(line.strip() for line in result.reason.splitlines()),
+            )
+        )
     lines += [Text(f"note: {note}", style="dim") for note in result.notes]
     if result.deferred_keys:
-        lines.append(
-            Text(f"{result.deferred_rows:,} rows of {result.deferred_keys:,} keys wait for sagas that are not resolved")
-        )
+        waiting = f"{_count(result.deferred_rows, 'row')} of {_count(result.deferred_keys, 'key')}"
+        lines.append(Text(f"{waiting} not judged: a saga that is not resolved has them"))
     if result.orphan_rows:
-        lines.append(Text(f"{result.orphan_rows:,} orphans of {result.orphan_keys:,} missing parents"))
+        lines.append(Text(f"{_count(result.orphan_rows, 'orphan')} of {_count(result.orphan_keys, 'missing parent')}"))
     shown = result.findings[:sample]
     if shown:
         lines.append(_samples(shown))
@@ -154,6 +158,10 @@ def _details(result: AuditResult, sample: int) -> list[Text | Table]:
         if left > 0:
             lines.append(Text(f"and {left:,} more (--sample N shows more of them)", style="dim"))
     return lines
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def _samples(findings: Sequence[Finding]) -> Table:
@@ -176,7 +184,8 @@ def next_step(report: AuditReport) -> str:
     incomplete = [one for one in report.results if one.state is AuditState.INCOMPLETE]
     if incomplete:
         names = " ".join(f'"{one.reference}"' for one in incomplete)
-        return f"Next: remove the cause named above, then run: crosstie audit {names}"
+        also = "; the orphans above stand as they are" if any(one.orphan_rows for one in report.results) else ""
+        return f"Next: remove the cause named above, then run: crosstie audit {names}{also}"
     if report.state is AuditState.FINDINGS:
         recorded = any(one.reference not in report.unrecorded for one in report.results if one.orphan_rows)
         where = f" (run_id {report.run_id} in crosstie_finding)" if recorded else ""
