@@ -26,6 +26,16 @@ def in_transaction(database: Database, raw: Any) -> bool:
         return bool(raw.in_transaction)
     if database.kind == "postgresql":
         return bool(raw.info.transaction_status.name == "INTRANS")
+    if not raw.server_status & _SERVER_STATUS_IN_TRANS:
+        # PyMySQL learns the status from OK packets only: after rows, as of INSERT ... RETURNING, it has the one of
+        # before. The answer to a ping is an OK packet.
+        try:
+            raw.ping(reconnect=False)
+        except Exception as error:
+            failure = classify(error)
+            if failure is None:
+                raise
+            raise failure.error(describe(failure, database.name, database.settings.address())) from error
     return bool(raw.server_status & _SERVER_STATUS_IN_TRANS)
 
 
