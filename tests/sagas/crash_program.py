@@ -1,6 +1,6 @@
 """Run as a child process by the crash tests: one saga, or one sweep, with a fault point armed in the environment.
 
-Arguments: `saga DATABASE…` or `sweep DATABASE…`.
+Arguments: `saga TAG DATABASE…` or `sweep - DATABASE…`; the tag is the prefix of the skus that the saga works on.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ from crosstie.sagas import saga, sweep_sagas
 from sagas.shop import Invoice, Order, Stock
 
 
-def write_everywhere(names: list[str]) -> None:
+def write_everywhere(tag: str, names: list[str]) -> None:
     """Insert, update, delete and increment in every database: all the kinds of undo."""
     with saga("order", expiry_s=0.001):
-        Order(sku="new", amount=Decimal("9.99")).save()
-        order = Order.find_by(sku="change")
+        Order(sku=f"{tag}new", amount=Decimal("9.99")).save()
+        order = Order.find_by(sku=f"{tag}change")
         assert order is not None
         order.amount = Decimal("2.25")
         order.save()
         for model in (Stock, Invoice):
             if model.__connection__ not in names:
                 continue
-            model(sku="new").save()
-            changed = model.find_by(sku="change")
-            deleted = model.find_by(sku="delete")
+            model(sku=f"{tag}new").save()
+            changed = model.find_by(sku=f"{tag}change")
+            deleted = model.find_by(sku=f"{tag}delete")
             assert changed is not None
             assert deleted is not None
-            changed.sku = "changed"
+            changed.sku = f"{tag}changed"
             changed.save()
             deleted.delete()
-        counted = Stock.find_by(sku="count")
+        counted = Stock.find_by(sku=f"{tag}count")
         assert counted is not None
         counted.increment(reserved=3)
 
@@ -43,8 +43,8 @@ def write_everywhere(names: list[str]) -> None:
 if __name__ == "__main__":
     ConnectionManager.configure()
     if sys.argv[1] == "saga":
-        write_everywhere(sys.argv[2:])
+        write_everywhere(sys.argv[2].strip("-"), sys.argv[3:])
     else:
-        for name in sys.argv[2:]:
+        for name in sys.argv[3:]:
             sweep_sagas(name)
     sys.stdout.write("finished\n")

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from decimal import Decimal
 
-from crosstie.orm.field import IntegerPKMixin
-
 from bench.databases import TestDatabase
 from crosstie.orm import ActiveRecord
+from crosstie.orm.field import IntegerPKMixin
 
 
 class Order(IntegerPKMixin, ActiveRecord):
@@ -49,19 +48,22 @@ MODELS: list[type[ActiveRecord]] = [Order, Stock, Invoice]
 SKUS = ["keep", "change", "delete", "count"]
 
 
-def create_shop(names: Iterable[str]) -> None:
-    """Create the tables of these databases, with four rows in each."""
+def create_shop(names: Iterable[str], tags: Iterable[str] = ("",)) -> None:
+    """Create the tables of these databases, with four rows for each tag in each; a tag is a prefix of the sku."""
     for model in MODELS:
         if model.__connection__ in names:
             model.create_table()
-            for sku in SKUS:
+            for sku in [tag + sku for tag in tags for sku in SKUS]:
                 model(**({"sku": sku, "amount": Decimal("1.50")} if model is Order else {"sku": sku})).save()
 
 
-def contents(databases: dict[str, TestDatabase]) -> dict[str, list[tuple[object, ...]]]:
-    """All business rows, read back by connections of the test's own."""
+def contents(databases: dict[str, TestDatabase], tag: str = "") -> dict[str, list[tuple[object, ...]]]:
+    """The business rows of this tag, read back by connections of the test's own."""
     tables = {"default": "orders", "secondary": "stock", "tertiary": "invoices"}
-    return {name: database.rows(f"SELECT * FROM {tables[name]} ORDER BY id") for name, database in databases.items()}
+    return {
+        name: database.rows(f"SELECT * FROM {tables[name]} WHERE sku LIKE %s ORDER BY id", (f"{tag}%",))
+        for name, database in databases.items()
+    }
 
 
 def saga_states(databases: dict[str, TestDatabase]) -> dict[str, list[str]]:

@@ -21,7 +21,7 @@ RECOVERY_POINTS = sorted(point for point in FAULT_POINTS if point.startswith("re
 
 def _kill_at(spawn: Spawner, databases: Pair | Trio, point: str, verb: str = "saga", nth: int = 1) -> None:
     child = spawn.python(
-        str(PROGRAM), verb, *databases.by_name, environment=databases.environment | crash_env(point, nth)
+        str(PROGRAM), verb, "-", *databases.by_name, environment=databases.environment | crash_env(point, nth)
     )
     child.wait_killed()
 
@@ -104,7 +104,7 @@ def test_a_process_that_is_not_killed_commits_everywhere(configured_trio: Trio, 
     databases = configured_trio.by_name
     create_shop(databases)
 
-    spawn.python(str(PROGRAM), "saga", *databases, environment=configured_trio.environment).wait_ok()
+    spawn.python(str(PROGRAM), "saga", "-", *databases, environment=configured_trio.environment).wait_ok()
     _sweep_until_quiet(databases)
 
     _assert_all_or_nothing(None, databases, committed=True)
