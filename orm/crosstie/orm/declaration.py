@@ -59,14 +59,15 @@ def connection_of(model: type) -> tuple[str, tuple[str, ...]]:
             f'{model.__qualname__} has a table but no connection: expected __connection__ = "<a name given to '
             f'ConnectionManager.configure>" and found {name!r}.'
         )
-    other_table = table_name_of(provider)
-    if other_table is not None and other_table != table_name_of(model):
-        raise ModelDefinitionError(
-            f"{model.__qualname__} declares the table {table_name_of(model)!r} and would inherit the connection "
-            f"{name!r} of {provider.__qualname__}, whose table is {other_table!r}: say in which database the new "
-            f"table is, with __connection__ in {model.__qualname__}."
-        )
     nearer = model.__mro__[: model.__mro__.index(provider) + 1]
+    table = table_name_of(model)
+    other = next((base for base in nearer if table_name_of(base) not in {None, table}), None)
+    if other is not None:
+        raise ModelDefinitionError(
+            f"{model.__qualname__} declares the table {table!r} and would inherit the connection {name!r} of "
+            f"{other.__qualname__}, whose table is {table_name_of(other)!r}: say in which database the new table is, "
+            f"with __connection__ in {model.__qualname__}."
+        )
     replicas = next((vars(base)["__read_connection__"] for base in nearer if "__read_connection__" in vars(base)), None)
     if replicas is None:
         return name, ()
