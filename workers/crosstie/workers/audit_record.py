@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
 import sqlalchemy as sa
+import stamina
 
 from crosstie.orm.clock import now_ms
 from crosstie.orm.connection import ConnectionManager
 from crosstie.orm.database import Database
-from crosstie.orm.errors import NoSuchTable
+from crosstie.orm.errors import DeadlockDetected, LockTimeout, NoSuchTable
 from crosstie.orm.integrity import AuditResult, Finding
 from crosstie.outbox.tables import audit_run, finding
 
@@ -60,6 +61,13 @@ def open_run(database: Database, run_id: str, reference: str) -> list[RunSummary
 
     Raises DatabaseUnavailable, NoSuchTable.
     """
+    for attempt in _attempts():
+        with attempt:
+            return _open(database, run_id, reference)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _open(database: Database, run_id: str, reference: str) -> list[RunSummary]:
     columns = audit_run.c
     unfinished = sa.and_(columns.reference == reference, columns.state == "running")
     with database.mapped_errors(), database.engine.begin() as connection:
@@ -84,6 +92,17 @@ def open_run(database: Database, run_id: str, reference: str) -> list[RunSummary
 
 def close_run(database: Database, run_id: str, result: AuditResult) -> None:
     """Write the end of the run and its findings, in one transaction. Raises DatabaseUnavailable, NoSuchTable."""
+    for attempt in _attempts():
+        with attempt:
+            _close(database, run_id, result)
+
+
+def _attempts() -> Iterable[stamina.Attempt]:
+    """After a lock that was not granted or a deadlock nothing is written, so the transaction can be run again."""
+    return stamina.retry_context(on=(LockTimeout, DeadlockDetected), attempts=3, wait_initial=0.1)
+
+
+def _close(database: Database, run_id: str, result: AuditResult) -> None:
     with database.mapped_errors(), database.engine.begin() as connection:
         found = list(result.findings)
         for start in range(0, len(found), _ROWS_PER_INSERT):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Final
@@ -55,16 +55,30 @@ def column_facts(end: Endpoint) -> ColumnFacts:
 
 def is_indexed(end: Endpoint) -> bool:
     """Whether an index of the table begins with the column. Raises DatabaseUnavailable."""
-    database, table = end.database, end.table
+    database = end.database
+    family = "mysql" if database.kind == "mariadb" else database.kind
     with database.mapped_errors(), database.autocommit.connect() as connection:
-        inspector = sa.inspect(connection)
-        keys: list[Sequence[str | None]] = [
-            inspector.get_pk_constraint(table.name, table.schema)["constrained_columns"]
-        ]
-        keys += [one["column_names"] for one in inspector.get_unique_constraints(table.name, table.schema)]
-        keys += [one["column_names"] for one in inspector.get_indexes(table.name, table.schema)]
-    wanted = end.column.name.lower()
-    return any(columns and (columns[0] or "").lower() == wanted for columns in keys)
+        where = {
+            "table": connection.dialect.identifier_preparer.format_table(end.table),
+            "name": end.table.name,
+            "schema": end.table.schema or ("main" if family == "sqlite" else None),
+            "column": end.column.name,
+        }
+        statement = sa.text(_INDEXES[family])
+        wanted = {name: where[name] for name in statement.compile().params}
+        return connection.execute(statement, wanted).first() is not None
+
+
+_INDEXES: Final = {
+    "postgresql": "SELECT 1 FROM pg_index ind JOIN pg_attribute att"
+    " ON att.attrelid = ind.indrelid AND att.attnum = ind.indkey[0]"
+    " WHERE ind.indrelid = to_regclass(:table) AND att.attname = :column",
+    "mysql": "SELECT 1 FROM information_schema.statistics WHERE table_schema = COALESCE(:schema, DATABASE())"
+    " AND table_name = :name AND column_name = :column AND seq_in_index = 1",
+    "sqlite": "SELECT 1 FROM pragma_table_xinfo(:name, :schema) WHERE lower(name) = lower(:column) AND pk = 1"
+    " UNION SELECT 1 FROM pragma_index_list(:name, :schema) list, pragma_index_xinfo(list.name, :schema) part"
+    " WHERE part.seqno = 0 AND lower(part.name) = lower(:column)",
+}
 
 
 def _postgresql(connection: sa.Connection, end: Endpoint) -> ColumnFacts | None:
