@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from crosstie.outbox import doorbell, event, subscription
-
 
 @pytest.fixture(autouse=True)
-def own_registries(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Start without subscribers and listeners, and forget at the end which classes the test has defined."""
-    monkeypatch.setattr(subscription, "_subscriptions", {})
-    monkeypatch.setattr(doorbell, "_listeners", [])
-    monkeypatch.setattr(event, "_classes", dict(event._classes))
+def _own_registries(own_registries: None) -> None:
+    """For every test of this folder."""

@@ -6,6 +6,8 @@ configuration; they are short ASCII and compared byte by byte.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -201,7 +203,7 @@ def _tables(database: Database) -> list[sa.Table]:
 
 def create_tables(database: Database) -> list[str]:
     """Create the tables that are missing; returns their names. Safe to repeat, and for several processes at once."""
-    with database.mapped_errors(), database.engine.begin() as connection:
+    with database.mapped_errors(), database.engine.begin() as connection, _alone(connection):
         existing = set(sa.inspect(connection).get_table_names())
         missing = [table for table in _tables(database) if table.name not in existing]
         for table in missing:
@@ -215,6 +217,24 @@ def create_tables(database: Database) -> list[str]:
                 " autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_cost_delay = 0)"
             )
     return [table.name for table in missing]
+
+
+@contextmanager
+def _alone(connection: sa.Connection) -> Iterator[None]:
+    """Keep other processes from creating at the same time; IF NOT EXISTS does not save the loser from an error."""
+    if connection.dialect.name == "sqlite":
+        yield  # the transaction has the database to itself
+    elif connection.dialect.name == "postgresql":
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(sa.func.hashtext("crosstie tables"))))
+        yield
+    else:
+        # DDL commits on MySQL and MariaDB, so the lock is the session's. It counts for the whole server.
+        name = sa.func.concat("crosstie_tables_", sa.func.md5(sa.func.database()))
+        connection.execute(sa.select(sa.func.get_lock(name, 60)))
+        try:
+            yield
+        finally:
+            connection.execute(sa.select(sa.func.release_lock(name)))
 
 
 def drop_tables(database: Database) -> None:
