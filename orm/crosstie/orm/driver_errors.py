@@ -209,4 +209,4 @@ def describe(failure: Failure, database: str, address: str) -> str:
         return f"{name} ended the transaction to resolve a conflict: {failure.detail}. Run the whole block again."
     if failure.error is LockTimeout:
         return f"{name}: another transaction held a lock for too long: {failure.detail}. Run the whole block again."
-    return f"{name}: {failure.detail}."
+    return f"{name}: {failure.detail.removesuffix('.')}."

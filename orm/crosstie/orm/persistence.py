@@ -81,7 +81,14 @@ def update(record: ActiveRecord, mapping: TableMapping) -> None:
         held.update(stamps)
         record_state.mark_loaded(record, mapping.mutable)
         if write.tx is not None:
-            write.tx.on_rollback(lambda: record_state.put_back(record, old))
+            write.tx.on_rollback(lambda: _make_unsaved(record, old, stamps))
+
+
+def _make_unsaved(record: ActiveRecord, old: Mapping[str, Any], stamps: Mapping[str, Any]) -> None:
+    """An update was rolled back: the row has its old values again, and the record differs from it where it did."""
+    held = record.__dict__
+    held.update({name: old[name] for name, stamp in stamps.items() if held[name] == stamp})
+    record_state.put_back(record, old)
 
 
 def _update_row(record: ActiveRecord, mapping: TableMapping, row: Mapping[str, Any], write: Write) -> None:
