@@ -160,3 +160,13 @@ def redis_url() -> str:
 def rabbitmq_url() -> str:
     """A RabbitMQ server's URL; the queues are shared with other tests, so use names of your own."""
     return servers.require("rabbitmq")
+
+
+@pytest.fixture
+def own_registries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start without subscribers and doorbells, and forget at the end which event classes the test has defined."""
+    from crosstie.outbox import doorbell, event, subscription
+
+    monkeypatch.setattr(subscription, "_subscriptions", {})
+    monkeypatch.setattr(doorbell, "_listeners", [])
+    monkeypatch.setattr(event, "_classes", dict(event._classes))
