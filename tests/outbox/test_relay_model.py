@@ -45,5 +45,5 @@ def test_the_schedules_deliver_something() -> None:
     ids=["no fence in the target", "no recovery", "no fence at all", "ranges instead of ids", "a high-water mark"],
 )
 def test_a_safeguard_that_is_left_out_is_missed(broken: Protocol, symptom: str) -> None:
-    """Some schedule shows it: a duplicate, or an event that is passed over. The seeds are fixed, so the answer is too."""
+    """Some schedule shows it: a duplicate, or an event that is passed over. Seeds are fixed, so the answer is too."""
     assert any(getattr(run(seed, broken), symptom) for seed in range(3000))
