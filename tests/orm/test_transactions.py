@@ -134,7 +134,7 @@ def test_a_rolled_back_increment_gives_the_value_back(accounts: TestDatabase) ->
         record.increment(balance=Decimal(2))
         assert record.balance == 13
         raise Interrupted
-    assert (record.balance, record.changes) == (10, {})
+    assert (record.balance, record.changes) == (Decimal(10), {})
     with pytest.raises(Interrupted), Account.transaction():
         record.increment(balance=Decimal(1))
         record.balance = Decimal(50)

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from bench.databases import TestDatabase
+from crosstie.orm import ActiveRecord, LocalTransaction
+from crosstie.orm.errors import StaleRecord
+from crosstie.orm.field import IntegerPKMixin
+
+
+class Stock(IntegerPKMixin, ActiveRecord):
+    __table_name__ = "stock"
+    __connection__ = "default"
+
+    sku: str
+    amount: int = 0
+
+
+class Recorder:
+    """Writes down each call, with the rows that the condition matches at that moment."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+
+    def _rows(self, tx: LocalTransaction, table: sa.Table, where: sa.ColumnElement[bool]) -> list[tuple[Any, ...]]:
+        statement = sa.select(table.c.id, table.c.amount).where(where).order_by(table.c.id)
+        return [tuple(row) for row in tx.connection.execute(statement)]
+
+    def inserted(self, tx: LocalTransaction, table: sa.Table, keys: Sequence[tuple[Any, ...]]) -> None:
+        self.calls.append(("inserted", table.name, *keys))
+
+    def updating(
+        self, tx: LocalTransaction, table: sa.Table, where: sa.ColumnElement[bool], columns: Collection[str]
+    ) -> object:
+        self.calls.append(("updating", self._rows(tx, table, where), list(columns)))
+        return (table, where)
+
+    def updated(self, tx: LocalTransaction, token: object) -> None:
+        assert isinstance(token, tuple)
+        self.calls.append(("updated", self._rows(tx, *token)))
+
+    def deleting(self, tx: LocalTransaction, table: sa.Table, where: sa.ColumnElement[bool]) -> None:
+        self.calls.append(("deleting", self._rows(tx, table, where)))
+
+    def incrementing(
+        self, tx: LocalTransaction, table: sa.Table, where: sa.ColumnElement[bool], deltas: Mapping[str, Any]
+    ) -> None:
+        self.calls.append(("incrementing", self._rows(tx, table, where), dict(deltas)))
+
+    def uncaptured(self, tx: LocalTransaction, reason: str) -> None:
+        self.calls.append(("uncaptured", reason))
+
+
+@pytest.fixture
+def stock(configured_database: TestDatabase) -> TestDatabase:
+    """One database with the table of stock."""
+    Stock.create_table()
+    return configured_database
+
+
+def test_every_write_is_seen_by_the_transactions_recorder(stock: TestDatabase) -> None:
+    """Before or after the statement as its kind needs, with the condition that picks the rows."""
+    recorder = Recorder()
+    with Stock.transaction() as tx:
+        tx.recorder = recorder
+        one, two = Stock(sku="a").save(), Stock(sku="b", amount=5).save()
+        one.update(amount=7)
+        one.save()
+        two.increment(amount=-2)
+        Stock.find_all().where(sku=["a", "b"]).update_all(amount=1)
+        Stock.find_all().where(Stock.c.amount > 100).update_all(amount=1)
+        one.delete()
+        Stock.find_all().delete_all()
+    assert recorder.calls == [
+        ("inserted", "stock", (1,)),
+        ("inserted", "stock", (2,)),
+        ("updating", [(1, 0)], ["amount"]),
+        ("updated", [(1, 7)]),
+        ("incrementing", [(2, 5)], {"amount": -2}),
+        ("updating", [(1, 7), (2, 3)], ["amount"]),
+        ("updated", [(1, 1), (2, 1)]),
+        ("updating", [], ["amount"]),
+        ("updated", []),
+        ("deleting", [(1, 1)]),
+        ("deleting", [(2, 1)]),
+    ]
+
+
+def test_a_write_that_finds_no_row_is_closed_too(stock: TestDatabase) -> None:
+    """The recorder hears of the end of every update that it was told of."""
+    recorder = Recorder()
+    record = Stock(sku="a").save()
+    stock.execute("DELETE FROM stock")
+    with pytest.raises(StaleRecord), Stock.transaction() as tx:
+        tx.recorder = recorder
+        record.update(amount=1)
+    assert recorder.calls == [("updating", [], ["amount"]), ("updated", [])]
+
+
+def test_a_change_of_the_schema_cannot_be_captured(stock: TestDatabase) -> None:
+    """Where a transaction can hold it at all, the recorder is told that nobody can undo it."""
+    if stock.kind == "mariadb":
+        pytest.skip("a transaction cannot hold it, and test_definition holds that it is refused")
+    recorder = Recorder()
+    with Stock.transaction() as tx:
+        tx.recorder = recorder
+        Stock.drop_table()
+    assert recorder.calls == [("uncaptured", "drop_table() of Stock changes the schema")]

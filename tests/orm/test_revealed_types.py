@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from mypy import api
+
+PROGRAM = """
+from typing import ClassVar, Optional
+
+from crosstie.orm import ActiveRecord
+from crosstie.orm.field import IntegerPKMixin
+from crosstie.orm.relation import BelongsTo, HasMany, HasOne
+
+
+class User(IntegerPKMixin, ActiveRecord):
+    __table_name__ = "users"
+    __connection__ = "default"
+
+    id: Optional[int] = None
+    username: str
+
+    posts: ClassVar[HasMany["Post"]] = HasMany(foreign_key="user_id", inverse_of="user")
+    profile: ClassVar[HasOne["Post"]] = HasOne(foreign_key="user_id")
+
+
+class Post(IntegerPKMixin, ActiveRecord):
+    __table_name__ = "posts"
+    __connection__ = "secondary"
+
+    user_id: int
+
+    user: ClassVar[BelongsTo["User"]] = BelongsTo(foreign_key="user_id", inverse_of="posts")
+
+
+user = User.find(1)
+post = Post.create(user_id=1)
+reveal_type(user)  # User
+reveal_type(User.find_by(username="x"))  # User | None
+reveal_type(User.find_all())  # Query[User]
+reveal_type(User.find_all().where(User.c.id > 1, username="x").order_by("-id").limit(1).with_("posts"))  # Query[User]
+reveal_type(User.find_all().all())  # list[User]
+reveal_type(User.find_all().first())  # User | None
+reveal_type(User.find_all().one())  # User
+reveal_type(User.find_all().count())  # int
+reveal_type([one for one in User.find_all()])  # list[User]
+reveal_type(user.posts())  # list[Post]
+reveal_type(user.posts.query())  # Query[Post]
+reveal_type(user.profile())  # Post | None
+reveal_type(post.user())  # User | None
+reveal_type(User.posts)  # HasMany[Post]
+reveal_type(user.save())  # User
+reveal_type(post.update(user_id=2).increment(user_id=1).refresh())  # Post
+reveal_type(user.id)  # int | None
+reveal_type(User.__table__.name)  # str
+reveal_type(User.c.username)  # Column[Any]
+User(usrname="x")  # error: [call-arg]
+User.find_all().wher(id=1)  # error: [attr-defined]
+user.nothing  # error: [attr-defined]
+user.posts().first()  # error: [attr-defined]
+"""
+
+
+def test_a_type_checker_knows_what_queries_and_relations_return(tmp_path: Path) -> None:
+    """Mypy --strict reveals records, lists and None where they can be, and finds misspelt names."""
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    configuration = tmp_path / "mypy.ini"
+    configuration.write_text("[mypy]\nstrict = true\n")
+    options = ["--config-file", str(configuration), "--cache-dir", str(tmp_path / "cache"), "--no-error-summary"]
+    output, errors, _ = api.run([*options, str(program)])
+    assert not errors
+    found: dict[int, list[str]] = {}
+    for line in output.splitlines():
+        matched = re.fullmatch(r".*?:(\d+): (?:note: Revealed type is \"(.*)\"|error: .*\[([\w-]+)\])", line)
+        if matched is not None:
+            revealed = re.sub(r"\b[\w.]+\.(\w+)", r"\1", matched[2] or "").replace("builtins.", "")
+            found.setdefault(int(matched[1]), []).append(revealed or f"error: [{matched[3]}]")
+    expected = {
+        number: [line.partition("  # ")[2]] for number, line in enumerate(PROGRAM.splitlines(), 1) if "  # " in line
+    }
+    assert found == expected
