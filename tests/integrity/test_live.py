@@ -71,12 +71,13 @@ def test_a_child_that_leaves_after_the_scan_is_no_orphan(world: Linked) -> None:
 @ONE
 def test_a_child_that_leaves_between_the_two_looks_is_no_orphan(world: Linked, monkeypatch: pytest.MonkeyPatch) -> None:
     """It was there before the parent was asked and is gone after: the parent may have gone with it."""
-    world.post([(1, 10), (2, 20)])
+    world.post([(1, 10), (2, 20), (3, 20)])
     asked = ParentColumn.absent
 
     def absent_then_delete(self: ParentColumn, keys: Any) -> Any:
         answer = asked(self, keys)
-        world.child.execute("DELETE FROM posts WHERE id = 1")
+        world.child.execute("DELETE FROM posts WHERE id IN (1, 3)")
+        world.child.execute("INSERT INTO posts VALUES (4, 20)")
         return answer
 
     monkeypatch.setattr(ParentColumn, "absent", absent_then_delete)

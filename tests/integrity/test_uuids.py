@@ -63,3 +63,15 @@ def test_text_that_is_no_uuid_makes_the_audit_incomplete(configured: Pair) -> No
     result = world.audit()
     assert result.state is AuditState.INCOMPLETE
     assert "not-a-uuid" in (result.reason or "")
+
+
+@pytest.mark.parametrize("pair", [("postgresql", "mariadb"), ("sqlite", "postgresql")], indirect=True, ids="-".join)
+def test_one_uuid_spelt_in_several_ways_is_one_key(configured: Pair) -> None:
+    """Its spellings lie in different chunks; each of its rows is counted once."""
+    world = linked(configured, "VARCHAR(36)", UUID_TYPES, declared=sa.Uuid)
+    key = uuid.UUID("abcdef00-1234-4abc-8def-0123456789ab")
+    world.post([(1, str(key)), (2, str(key).upper()), (3, key.hex), (4, None)])
+    result = world.audit(chunk_size=1)
+    assert result.reason is None
+    assert orphans(result) == {1: key, 2: key, 3: key}
+    assert (result.orphan_keys, result.orphan_rows) == (1, 3)

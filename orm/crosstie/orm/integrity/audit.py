@@ -82,10 +82,12 @@ class _Audit:
     clock_s: Callable[[], float]
     counts: ChildCounts = field(default_factory=lambda: ChildCounts(0, 0, None))
     tiles: list[Tile] = field(default_factory=list)
+    keys_done: int = 0
     notes: list[str] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     orphan_keys: int = 0
     orphan_rows: int = 0
+    reported: set[Key] = field(default_factory=set)
     deferred: list[Deferred] = field(default_factory=list)
     held: list[Key] = field(default_factory=list)
     """Keys to be looked at once more: a saga had them, or their grace runs."""
@@ -130,10 +132,11 @@ class _Audit:
             if chunk is None:
                 self.tiles.append(Tile(after, last, 0))
                 return
-            self.tiles.append(chunk.tile)
             missing = scan.missing(chunk)
             if missing:
                 self._judge(confirmation, missing, since)
+            self.tiles.append(chunk.tile)
+            self.keys_done += chunk.tile.keys
             after = chunk.tile.hi
 
     def _read(self, child: ChildColumn, scan: KeyScan, after: object) -> Chunk | None:
@@ -149,7 +152,7 @@ class _Audit:
     def _reconcile(self, child: ChildColumn) -> None:
         last = self.counts.last
         require_tiling(self.tiles, last)
-        if sum(tile.keys for tile in self.tiles) == self.counts.keys:
+        if self.keys_done == self.counts.keys:
             return
         # Somebody wrote meanwhile, or pages by the column's own order leave keys out. In one snapshot the tiles must
         # hold every key, however fast the table changes.
@@ -191,13 +194,18 @@ class _Audit:
             self._tell(AuditPhase.WAITING)
             self.wait(left_s)
         self._tell(AuditPhase.CONFIRMING)
-        held, self.held = self.held, []
+        held, self.held = list(dict.fromkeys(self.held)), []
         verdict = confirmation.settle(held, confirmation.now())
         self.deferred += verdict.deferred
         for orphan in verdict.orphans:
             self._report(confirmation.child, orphan)
 
     def _report(self, child: ChildColumn, orphan: Confirmed) -> None:
+        if len(child.storage.spellings(orphan.key)) > 1:
+            # Other spellings of the key lie in other chunks, and its rows were found by all of them.
+            if orphan.key in self.reported:
+                return
+            self.reported.add(orphan.key)
         self.orphan_keys += 1
         self.orphan_rows += orphan.total
         room = self.finding_limit - len(self.findings)
@@ -221,8 +229,8 @@ class _Audit:
             )
 
     def _tell(self, phase: AuditPhase) -> None:
-        done = sum(tile.keys for tile in self.tiles)
-        self.progress(AuditProgress(self.reference.name, phase, done, max(self.counts.keys, done)))
+        total = max(self.counts.keys, self.keys_done)
+        self.progress(AuditProgress(self.reference.name, phase, self.keys_done, total))
 
     def result(self, reason: str | None, seconds: float) -> AuditResult:
         """The answer so far; INCOMPLETE where there is a reason."""
@@ -230,7 +238,7 @@ class _Audit:
         return AuditResult(
             reference=self.reference.name,
             state=state if reason is None else AuditState.INCOMPLETE,
-            keys_checked=sum(tile.keys for tile in self.tiles),
+            keys_checked=self.keys_done,
             child_rows=self.counts.rows,
             orphan_keys=self.orphan_keys,
             orphan_rows=self.orphan_rows,
