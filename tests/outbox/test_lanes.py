@@ -50,9 +50,11 @@ def test_only_lanes_with_work_are_found(source: TestDatabase) -> None:
 def test_a_lane_has_one_owner(source: TestDatabase) -> None:
     """Two workers saw the same free lane; the second compares an epoch that is gone."""
     seen = only_candidate()
-    take(seen)
+    first = take(seen)
     assert attempt(seen, "two") is None
     assert lanes_with_work(ConnectionManager.get("default")) == []
+    release(ConnectionManager.get("default"), first)
+    assert attempt(seen, "two") is None  # free again, but what it saw is out of date
 
 
 def test_a_released_lane_is_free_at_once(source: TestDatabase) -> None:

@@ -10,8 +10,11 @@ from bench.databases import Pair
 from bench.faults import crash_env
 from bench.processes import Spawner
 from bench.waiting import eventually
-from crosstie.outbox import sweep_lanes
+from crosstie.orm.connection import ConnectionManager
+from crosstie.outbox import Envelope, sweep_lanes
+from crosstie.outbox.insertion import insert_events
 from outbox import bank
+from outbox.bank import Moved
 
 POINTS: Final = (
     "relay.claimed",
@@ -81,6 +84,34 @@ def test_a_relay_killed_while_it_recovers_from_another_that_was_killed(
         spawn.code(RELAY, environment=environment).wait_killed()
         bank.ready_now(configured_crash_pair.first)
     finish(configured_crash_pair, expected)
+
+
+@pytest.mark.parametrize(
+    "crash_pair", [("postgresql", "mariadb"), ("mariadb", "postgresql")], indirect=True, ids="-".join
+)
+def test_an_event_that_commits_late_after_a_crash_does_not_push_another_out_of_the_recovery(
+    configured_crash_pair: Pair, spawn: Spawner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With it, the next batch holds only some of what was applied: the rest must have been acknowledged before."""
+    for name, value in SMALL_BATCHES.items():
+        monkeypatch.setenv(name, value)
+    ConnectionManager.configure(configured_crash_pair.configuration)
+    bank.open_bank("a")
+    with ConnectionManager.get("default").engine.connect() as late:
+        insert_events(late, [Envelope.of(Moved(account="a", number=0))])
+        for number in range(1, 4):
+            Moved(account="a", number=number).publish("default")
+        environment = configured_crash_pair.environment | SMALL_BATCHES | crash_env("relay.target-committed")
+        spawn.code(RELAY, environment=environment).wait_killed()
+        late.commit()
+
+    def finished() -> bool:
+        bank.ready_now(configured_crash_pair.first)
+        sweep_lanes("default", owner="next")
+        return bank.stored(configured_crash_pair.first) == 0
+
+    eventually(finished, describe="the outbox is empty")
+    assert sorted(number for _, number in bank.arrivals(configured_crash_pair.second)) == [0, 1, 2, 3]
 
 
 def test_new_events_after_a_crash_wait_behind_those_that_were_applied(
