@@ -301,3 +301,24 @@ def test_a_connection_killed_inside_the_block_aborts_all_of_it(tmp_path: Path) -
 
             assert contents(pair.by_name) == before
             ConnectionManager.dispose()
+
+
+def test_a_deferred_constraint_is_checked_before_the_first_commit(tmp_path: Path) -> None:
+    """PostgreSQL would check it only at COMMIT, when the branch has committed already."""
+    with ExitStack() as stack:
+        pair = Pair(
+            stack.enter_context(fresh_database("postgresql", tmp_path)),
+            stack.enter_context(fresh_database("sqlite", tmp_path)),
+        )
+        stack.enter_context(guard.configured_databases(pair))
+        create_shop(pair.by_name)
+        pair.first.execute("ALTER TABLE orders ADD UNIQUE (sku) DEFERRABLE INITIALLY DEFERRED")
+        before = contents(pair.by_name)
+
+        with pytest.raises(SagaAborted) as aborted, saga("order"):
+            Order(sku="keep", amount=Decimal(1)).save()
+            Stock(sku="new").save()
+
+        assert isinstance(aborted.value.__cause__, DuplicateKey)
+        assert contents(pair.by_name) == before
+        assert saga_states(pair.by_name) == {"default": [], "secondary": []}, "a branch had committed"

@@ -22,6 +22,8 @@ from crosstie.orm.liveness import Liveness
 
 __all__ = ["Capabilities", "Database"]
 
+ENDED: Final = "crosstie.ended"
+"""In the info of a connection: its transaction was committed or rolled back as the last thing on it."""
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -123,10 +125,11 @@ class Database:
             "pool_timeout": settings.pool_timeout_s,
             "pool_recycle": settings.pool_recycle_s,
             "poolclass": sa.pool.QueuePool,
+            "pool_reset_on_return": None,  # see _reset_unless_ended
             "hide_parameters": True,
             "logging_name": self.name,
             "connect_args": _connect_arguments(settings),
-            # Without it each return to the pool costs MySQL a ROLLBACK round trip with nothing to roll back.
+            # Without it each single statement costs MySQL a ROLLBACK round trip with nothing to roll back.
             "skip_autocommit_rollback": autocommit,
         }
         if settings.driver != "sqlite":
@@ -137,8 +140,20 @@ class Database:
             _prepare_sqlite(engine, settings, autocommit=autocommit)
         elif settings.driver != "postgresql":
             _lift_read_timeout(engine, settings)
+        if not autocommit:
+            _reset_unless_ended(engine)
         self.liveness.watch(engine)
         return engine
+
+
+def _reset_unless_ended(engine: sa.Engine) -> None:
+    """Roll a returned connection back, but not one whose transaction was just ended: that is a round trip on MySQL."""
+
+    def reset(dbapi_connection: DBAPIConnection, entry: ConnectionPoolEntry, state: sa.pool.PoolResetState) -> None:
+        if not entry.info.pop(ENDED, False) and not state.transaction_was_reset:
+            dbapi_connection.rollback()
+
+    event.listen(engine, "reset", reset)
 
 
 def _connect_arguments(settings: ConnectionSettings) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from sqlalchemy import event
 
 from crosstie.orm.commit import commit_verified
 from crosstie.orm.connection import ConnectionManager
-from crosstie.orm.database import Database
+from crosstie.orm.database import ENDED, Database
 from crosstie.orm.driver_errors import classify, driver_exception, mapped_errors
 from crosstie.orm.errors import CrossDatabaseWriteWarning, DatabaseUnavailable, TransactionPoisoned
 from crosstie.orm.recorder import WriteRecorder
@@ -228,6 +228,7 @@ class LocalTransaction:
         except BaseException:
             self.rollback()
             raise
+        self.connection.info[ENDED] = True
         self._release()
         run_after_commit(self.ledger("after_commit"), self.database.name)
 
@@ -238,6 +239,7 @@ class LocalTransaction:
         end = self._root.rollback if self.connection.get_transaction() is self._root else self.connection.rollback
         try:
             end()
+            self.connection.info[ENDED] = True
         except sa.exc.SQLAlchemyError as error:
             logger.debug("rolling back on %r failed, its connection is discarded: %s", self.database.name, error)
             self.connection.invalidate()

@@ -27,6 +27,7 @@ from crosstie.sagas import doorbell, image, record
 from crosstie.sagas.capture import BranchRecorder, HomeRecorder, uncaptured_reasons, undo_log
 from crosstie.sagas.ddl import refuse_implicit_commits
 from crosstie.sagas.errors import SagaAborted, SagaError, SagaInDoubt
+from crosstie.sagas.facts import has_deferrable_constraints
 from crosstie.sagas.home import choose_home
 from crosstie.sagas.record import SagaHeader, new_saga_id
 from crosstie.sagas.recovery import Decision, Resolution, resolve
@@ -167,7 +168,7 @@ class SagaBlock:
                 undo_log(tx).append({"op": "events"})
         with tx.mapped_errors():
             tx.run_before_commit()
-            if tx.database.capabilities.force_constraints:
+            if has_deferrable_constraints(tx.database, tx.connection):
                 tx.connection.exec_driver_sql("SET CONSTRAINTS ALL IMMEDIATE")
         tx.require_healthy()
 

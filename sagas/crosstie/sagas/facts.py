@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from crosstie.orm.database import Database
 
-__all__ = ["TableFacts", "table_facts"]
+__all__ = ["TableFacts", "has_deferrable_constraints", "table_facts"]
 
 _TRANSACTIONAL_ENGINES = frozenset({"innodb", "rocksdb", "myrocks", "ndbcluster", "ndb", "tokudb", "xtradb"})
 
@@ -40,6 +40,7 @@ class TableFacts:
 
 
 _known: WeakKeyDictionary[Database, dict[str, TableFacts]] = WeakKeyDictionary()
+_deferrable: WeakKeyDictionary[Database, bool] = WeakKeyDictionary()
 
 
 def table_facts(
@@ -54,6 +55,18 @@ def table_facts(
         if facts.columns:
             tables[name] = facts
     return facts
+
+
+def has_deferrable_constraints(database: Database, connection: sa.Connection) -> bool:
+    """Whether any constraint here may wait until COMMIT to be checked; asked once per process.
+
+    A wrong answer, after a migration, costs an abort after the first commit instead of a refusal before it.
+    """
+    if database not in _deferrable:
+        can_force = database.capabilities.force_constraints
+        sql = "SELECT EXISTS (SELECT 1 FROM pg_constraint WHERE condeferrable)"
+        _deferrable[database] = can_force and bool(_rows(connection, sql)[0][0])
+    return _deferrable[database]
 
 
 def _rows(connection: sa.Connection, sql: str, **values: Any) -> list[Any]:
