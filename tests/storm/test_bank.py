@@ -27,7 +27,7 @@ PROGRAM = Path(__file__).with_name("bank.py")
 @pytest.mark.storm
 @pytest.mark.timeout(1800 if LONG else 180)
 def test_no_kill_makes_or_loses_money(configured_crash_pair: Pair, spawn: Spawner) -> None:
-    """After random SIGKILLs and a last worker: the sum is conserved, transfers are whole, and callers heard the truth."""
+    """After random SIGKILLs and a last worker: the sum is conserved, transfers are whole, callers heard the truth."""
     seed = int(os.environ.get("CROSSTIE_STORM_SEED") or random.randrange(2**32))
     sys.stdout.write(f"CROSSTIE_STORM_SEED={seed}\n")
     storm = _Storm(configured_crash_pair, spawn, random.Random(seed))
