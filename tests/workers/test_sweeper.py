@@ -151,6 +151,7 @@ def test_a_handler_that_hangs_ends_the_sweeper_so_that_it_is_started_again(
 ) -> None:
     """A sweeper that looks alive and sweeps nothing would be worse than none."""
     monkeypatch.setattr(sweeper, "STALL_S", 0.1)
+    monkeypatch.setattr(sweeper, "LEASES_TO_STALL", 0)
     let_go = threading.Event()
     monkeypatch.setattr(sweeper, "sweep_database", lambda *_, **__: let_go.wait(30))
     try:
@@ -158,6 +159,9 @@ def test_a_handler_that_hangs_ends_the_sweeper_so_that_it_is_started_again(
         assert end() != 0
     finally:
         let_go.set()
+        for thread in threading.enumerate():  # those that hung; in use the process would have ended with them
+            if thread.name.startswith("crosstie-the sweep"):
+                thread.join(10)
     assert "'default'" in caplog.text
     assert "has hung for 0.1 s" in caplog.text
 

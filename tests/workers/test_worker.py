@@ -126,7 +126,7 @@ def test_a_worker_that_is_killed_inside_a_delivery_is_replaced_by_another(depot:
     first = depot.worker(ready=SWEEPING, environment=short | hang_env("relay.applied"))
     first.wait_for_line(HANGING)
     first.kill()
-    assert depot.waiting() == 30 + len(depot.numbers("arrivals"))
+    assert (depot.waiting(), depot.numbers("arrivals")) == (30, [])
     depot.worker(ready=SWEEPING, environment=short)
     eventually(lambda: depot.numbers("receipts") == list(range(30)), within_s=30)
     assert depot.numbers("arrivals") == list(range(30))
@@ -173,9 +173,29 @@ def test_a_users_own_app_gets_a_sweeper_that_is_always_there(depot: Depot, spawn
     assert re.search(r"\[tasks\](.|\n)*crosstie\.drain(.|\n)*shop_app\.greet", worker.output)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_sweeping_needs_no_celery_at_all(depot: Depot, number: signal.Signals) -> None:
+    """`crosstie sweep` works in the foreground until it is told to stop."""
+    sweep = depot.spawn.python("-m", "crosstie.workers", "sweep", environment=depot.environment | OFTEN)
+    sweep.wait_for_line(SWEEPING)
+    depot.business("publish", "0", "3").wait_ok()
+    eventually(lambda: depot.numbers("receipts") == [0, 1, 2], within_s=20)
+    sweep.signal(number)
+    sweep.wait_ok()
+
+
+def test_one_sweep_by_cron_is_enough_for_what_is_there(depot: Depot) -> None:
+    """`crosstie sweep --once` delivers, says so, and ends."""
+    depot.business("publish", "0", "3").wait_ok()
+    sweep = depot.spawn.python("-m", "crosstie.workers", "sweep", "--once", environment=depot.environment)
+    assert "default: sagas settled 0, aborted 0, deferred 0, quarantined 0; events delivered 3\n" in sweep.wait_ok()
+    assert depot.numbers("arrivals") == [0, 1, 2]
+
+
 def test_a_beat_starts_with_our_schedule(depot: Depot) -> None:
     """Optional, since sweepers do what is due; two of them are harmless, since slots are claimed."""
     beat = depot.spawn.python("-m", "crosstie.workers", "beat", environment=depot.environment)
     beat.wait_for_line("beat: Starting")
+    eventually(lambda: list(depot.spawn.folder.glob("celerybeat-schedule*")), describe="its schedule file")
     beat.signal(signal.SIGTERM)
     beat.wait_ok()

@@ -46,6 +46,7 @@ def fork(run: Callable[[], int], name: str) -> int:
     The child dies with this process, even by SIGKILL; `name` is its process name in logs.
     """
     parent = os.getpid()
+    _flush()  # else the child would write the parent's buffers once more
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)  # none may meet the parent's handlers in the child
     try:
         with warnings.catch_warnings():
@@ -75,10 +76,14 @@ def _child(run: Callable[[], int], name: str, parent: int, mask: Iterable[int]) 
     except BaseException:
         logger.critical("the process %r ends because of an error", name, exc_info=True)
     finally:
-        with contextlib.suppress(OSError, ValueError):
-            sys.stdout.flush()
-            sys.stderr.flush()
+        _flush()
         os._exit(code)
+
+
+def _flush() -> None:
+    with contextlib.suppress(OSError, ValueError):  # closed by whoever made this process a daemon
+        sys.stdout.flush()
+        sys.stderr.flush()
 
 
 def _die_with_parent() -> None:

@@ -28,8 +28,15 @@ logger = logging.getLogger(__name__)
 JOBS_INTERVAL_S: Final = 10.0
 STALL_S: Final = 300.0
 """As long as the hard time limit of a Celery task: a sweep that takes longer hangs in somebody's handler."""
+LEASES_TO_STALL: Final = 10
+"""Who gives handlers a long lease expects them to be slow."""
 JOIN_TIMEOUT_S: Final = 8.0
 _STALLED: Final = 75
+
+
+def stall_s() -> float:
+    """How long one sweep of a database may take."""
+    return max(STALL_S, LEASES_TO_STALL * ConnectionManager.settings().outbox.lease_s)
 
 
 class _Loop:
@@ -56,7 +63,7 @@ class _Loop:
     def stalled(self, now_s: float) -> bool:
         """Whether one round has been going on for too long."""
         since = self.busy_since
-        return since is not None and now_s - since > STALL_S
+        return since is not None and now_s - since > stall_s()
 
     def _run(self) -> None:
         while not self.stopping:
@@ -153,21 +160,27 @@ def run_sweeper(
     for loop in loops:
         loop.thread.start()
     code = 0
-    while not wakeup.stopping and not (watch_parent and orphaned()):
+    while code == 0 and not wakeup.stopping and not (watch_parent and orphaned()):
         wakeup.wait(1.0)
-        stalled = [loop.name for loop in loops if loop.stalled(time.monotonic())]
-        if stalled:
-            logger.critical("%s has hung for %g s; this sweeper ends", " and ".join(stalled), STALL_S)
-            return _STALLED
-        dead = [loop.name for loop in loops if not loop.thread.is_alive()]
-        if dead:
-            logger.critical("the thread of %s has ended; this sweeper ends", " and ".join(dead))
-            code = _STALLED
-            break
+        code = _verdict(loops)
     for loop in loops:
         loop.stop()
-    deadline = time.monotonic() + JOIN_TIMEOUT_S
-    for loop in loops:
-        loop.thread.join(max(0.0, deadline - time.monotonic()))
-    ConnectionManager.dispose()
+    if code == 0:  # else a thread would be waited for that will never end; the process ends without it
+        deadline = time.monotonic() + JOIN_TIMEOUT_S
+        for loop in loops:
+            loop.thread.join(max(0.0, deadline - time.monotonic()))
+        ConnectionManager.dispose()
     return code
+
+
+def _verdict(loops: Sequence[_Loop]) -> int:
+    """The exit code of a sweeper that must end, or 0."""
+    stalled = [loop.name for loop in loops if loop.stalled(time.monotonic())]
+    if stalled:
+        logger.critical("%s has hung for %g s; this sweeper ends", " and ".join(stalled), stall_s())
+        return _STALLED
+    dead = [loop.name for loop in loops if not loop.thread.is_alive()]
+    if dead:
+        logger.critical("the thread of %s has ended; this sweeper ends", " and ".join(dead))
+        return _STALLED
+    return 0
