@@ -125,6 +125,14 @@ def test_names_of_the_api_are_not_fields() -> None:
 
             changes: int  # type: ignore[assignment]
 
+    with pytest.raises(ModelDefinitionError, match="'delete'"):
+
+        class Hidden(IntegerPKMixin, ActiveRecord):
+            __table_name__ = "hidden"
+            __connection__ = "default"
+
+            delete: ClassVar[HasMany[Hidden]] = HasMany(foreign_key="id")  # type: ignore[assignment]
+
     class Renamed(IntegerPKMixin, ActiveRecord):
         __table_name__ = "renamed"
         __connection__ = "default"
@@ -378,5 +386,5 @@ def test_defining_models_asks_no_database(configured: Pair) -> None:
     with logged_statements() as log:
         Shelf.find_all().where(label="x").order_by("room").with_()
         Volume.find_all().with_("shelf")
-        metadata("default")
+        references([Shelf, Volume])
     assert len(log) == 0

@@ -111,6 +111,15 @@ def test_a_value_of_another_type_is_refused(items: TestDatabase, value: object) 
         Item.find_by(name=1)
 
 
+def test_a_number_that_no_row_can_have_is_refused(items: TestDatabase) -> None:
+    """Beyond 64 bits drivers overflow, each in its own way; the transaction stays whole."""
+    with Item.transaction():
+        for ask in (lambda: Item.find(2**63), lambda: Item.find_all().where(id=[1, -(2**63) - 1])):
+            with pytest.raises(InvalidQuery, match="64 bits"):
+                ask()
+        assert Item.find(1).id == 1
+
+
 def test_order_limit_and_offset(items: TestDatabase) -> None:
     """Fields ascending and descending, expressions, and windows of the result."""
     rows = Item.find_all()

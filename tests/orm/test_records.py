@@ -79,6 +79,14 @@ def test_a_save_writes_only_what_changed(accounts: TestDatabase) -> None:
     assert len(log) == 0
 
 
+def test_a_save_of_what_the_row_has_already_is_no_stale_record(accounts: TestDatabase) -> None:
+    """MySQL's count of changed rows would be zero; the count of matched rows is what decides."""
+    record = Account(owner="ann").save()
+    accounts.execute("UPDATE accounts SET note = 'same'")
+    record.update(note="same")
+    assert Account.find_all().update_all(note="same") == 1
+
+
 def test_changes_tell_what_a_save_would_write(accounts: TestDatabase) -> None:
     """The old value is the row's, whatever was assigned in between; assigned back, nothing has changed."""
     record = Account(owner="ann", balance=1).save()

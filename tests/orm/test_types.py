@@ -158,6 +158,10 @@ def test_a_naive_datetime_is_refused(everything: TestDatabase) -> None:
     ("values", "message"),
     [
         ({"word": "x" * 256}, "at most 255 characters"),
+        ({"word": "a\0b"}, "NUL"),
+        ({"text": "a\0b"}, "NUL"),
+        ({"short": "a\0b"}, "NUL"),
+        ({"clock": time(12, tzinfo=UTC)}, "without a zone"),
         ({"whole": 2**63}, "64 bits"),
         ({"whole": -(2**63) - 1}, "64 bits"),
         ({"real": float("nan")}, "finite"),

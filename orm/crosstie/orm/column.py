@@ -26,13 +26,13 @@ from sqlalchemy.types import TypeEngine
 from crosstie.orm import sql_types
 from crosstie.orm.errors import ModelDefinitionError
 
-__all__ = ["TEXT_LENGTH", "Check", "Column", "FieldType", "field_type", "markers"]
+__all__ = ["INT64", "TEXT_LENGTH", "Check", "Column", "FieldType", "field_type", "markers"]
 
 TEXT_LENGTH: Final = 255
 """Characters that a `str` field may have where its model says nothing about it."""
 DECIMAL_DIGITS: Final = 38
 DECIMAL_PLACES: Final = 10
-_INT64: Final = range(-(2**63), 2**63)
+INT64: Final = range(-(2**63), 2**63)
 
 Check = Callable[[Any], str | None]
 """Says what is wrong with a value that is about to be written, or None."""
@@ -219,10 +219,10 @@ def _family(python_type: Any) -> type | None:
 
 
 def _check(python_type: Any, bounds: _Bounds, *, explicit: bool) -> Check | None:
+    if python_type is str:
+        return _has_no_nul if explicit or bounds.length is not None else _text_fits
     if explicit:
         return None
-    if python_type is str and bounds.length is None:
-        return _text_fits
     if python_type is int:
         return _integer_fits
     if python_type is datetime:
@@ -237,9 +237,13 @@ def _check(python_type: Any, bounds: _Bounds, *, explicit: bool) -> Check | None
     return None
 
 
+def _has_no_nul(value: str) -> str | None:
+    return "expected text without NUL characters, which PostgreSQL does not hold." if "\0" in value else None
+
+
 def _text_fits(value: str) -> str | None:
     if len(value) <= TEXT_LENGTH:
-        return None
+        return _has_no_nul(value)
     return (
         f"expected at most {TEXT_LENGTH} characters and found {len(value)}: declare Field(max_length=...), "
         "or Text of crosstie.orm.field for text of any length."
@@ -247,7 +251,7 @@ def _text_fits(value: str) -> str | None:
 
 
 def _integer_fits(value: int) -> str | None:
-    return None if value in _INT64 else f"expected an integer of 64 bits and found {value}."
+    return None if value in INT64 else f"expected an integer of 64 bits and found {value}."
 
 
 def _has_no_zone(value: time) -> str | None:

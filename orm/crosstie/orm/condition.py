@@ -111,9 +111,9 @@ def keyword(mapping: TableMapping, name: str, value: Any) -> Condition:
             f'{mapping.model.__qualname__}.c.{name}["key"].as_string() == "value".'
         )
     if isinstance(value, _LISTS):
-        present = {field.coerce(item): None for item in value if item is not None}  # ordered, each once
+        present = {field.sought(item): None for item in value if item is not None}  # ordered, each once
         return Membership(field, list(present), or_null=any(item is None for item in value))
-    return _Comparison(field, field.coerce(value))
+    return _Comparison(field, field.sought(value))
 
 
 def all_of(conditions: Iterable[Condition], database: Database) -> sa.ColumnElement[bool] | None:

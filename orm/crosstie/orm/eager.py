@@ -70,7 +70,7 @@ def _load(model: type[ActiveRecord], records: Sequence[ActiveRecord], relation: 
 def _ask(link: Link, keys: list[Any]) -> list[Any]:
     from crosstie.orm.query import Query
 
-    values = [link.far.coerce(key) for key in keys]
+    values = [link.far.sought(key) for key in keys]
     return Query(link.target.model).meeting(Membership(link.far, values)).all()
 
 

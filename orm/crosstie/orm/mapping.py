@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.errors import PydanticUndefinedAnnotation
 from pydantic.fields import FieldInfo
 
-from crosstie.orm.column import Check, Column, FieldType, field_type, markers
+from crosstie.orm.column import INT64, Check, Column, FieldType, field_type, markers
 from crosstie.orm.configuration import nearest
 from crosstie.orm.declaration import connection_of, key_names, relations_of, table_name_of
 from crosstie.orm.errors import InvalidQuery, ModelDefinitionError
@@ -58,6 +58,13 @@ class MappedField:
             raise InvalidQuery(
                 f"{self.column!s}: {expected}; found {value!r} of type {type(value).__name__}."
             ) from None
+
+    def sought(self, value: Any) -> Any:
+        """The value to compare the column with. Raises InvalidQuery for one that no row can have."""
+        coerced = self.coerce(value)
+        if self.family is int and type(coerced) is int and coerced not in INT64:
+            raise InvalidQuery(f"{self.column!s}: expected an integer of 64 bits and found {value!r}.")
+        return coerced
 
 
 class Columns:

@@ -66,11 +66,15 @@ class ActiveRecord(BaseModel):
             connection_of(cls)
         taken = [name for name in cls.model_fields if hasattr(ActiveRecord, name)]
         private = cls.__private_attributes__
-        taken += [name for name in relations_of(cls) if name in cls.model_fields or f"_{name}" in private]
+        taken += [
+            name
+            for name in relations_of(cls)
+            if name in cls.model_fields or f"_{name}" in private or hasattr(ActiveRecord, name)
+        ]
         if taken:
             raise ModelDefinitionError(
-                f"{cls.__qualname__}: the name {taken[0]!r} is taken by ActiveRecord or used twice: rename the field "
-                '(its column may keep the name: Annotated[..., Column(name="...")]).'
+                f"{cls.__qualname__}: the name {taken[0]!r} is taken by ActiveRecord or used twice: rename it "
+                '(a column may keep the name: Annotated[..., Column(name="...")]).'
             )
         registry.add(cls)
 
@@ -114,7 +118,7 @@ class ActiveRecord(BaseModel):
         if len(values) != len(mapping.key) or any(value is None for value in values):
             names = ", ".join(field.name for field in mapping.key)
             raise InvalidQuery(f"{cls.__qualname__}.find() expected a value of ({names}) and found {key!r}.")
-        coerced = [field.coerce(value) for field, value in zip(mapping.key, values, strict=True)]
+        coerced = [field.sought(value) for field, value in zip(mapping.key, values, strict=True)]
         found: Self | None = find_first(mapping, mapping.key, coerced)
         if found is None:
             raise RecordNotFound(f"database {mapping.connection!r} has no {cls.__qualname__} with the key {key!r}.")
@@ -130,7 +134,7 @@ class ActiveRecord(BaseModel):
         ):
             found = cls.find_all().where(**equal).limit(1).all()
             return found[0] if found else None
-        values = [field.coerce(equal[field.name]) for field in fields]
+        values = [field.sought(equal[field.name]) for field in fields]
         one: Self | None = find_first(mapping, fields, values)
         return one
 

@@ -214,7 +214,7 @@ class One(Generic[T]):
             return cast("T | None", known)
         if key is None or (record.is_new and not relation.key_is_here):
             return None
-        found = find_first(link.target, (link.far,), (link.far.coerce(key),))
+        found = find_first(link.target, (link.far,), (link.far.sought(key),))
         related.remember(record, relation.name, key, found)
         if found is not None:
             related.set_back((found,), link, record)

@@ -7,12 +7,14 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy import event
 
-__all__ = ["StatementLog", "logged_statements"]
+__all__ = ["SentStatement", "StatementLog", "logged_statements"]
+
+_TRANSACTION_WORDS: Final = ("BEGIN", "COMMIT", "ROLLBACK", "SAVEPOINT", "RELEASE")
 
 
 class SentStatement(NamedTuple):
@@ -39,13 +41,15 @@ class StatementLog:
 
 @contextmanager
 def logged_statements() -> Iterator[StatementLog]:
-    """Log what this thread sends to the configured databases inside the block; BEGIN and COMMIT are not statements."""
+    """Log what this thread sends to the configured databases inside the block, but for the ends of transactions."""
     log = StatementLog()
     thread = threading.get_ident()
 
     def sent(connection: sa.Connection, _cursor: Any, statement: str, *_: Any) -> None:
         database = connection.engine.logging_name
-        if database is not None and threading.get_ident() == thread:
+        if database is None or threading.get_ident() != thread:
+            return
+        if not statement.startswith(_TRANSACTION_WORDS):
             log.statements.append(SentStatement(database, statement))
 
     event.listen(sa.Engine, "before_cursor_execute", sent)
