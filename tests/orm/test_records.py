@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field, PrivateAttr, ValidationError, field_valid
 from bench.databases import Pair, TestDatabase
 from crosstie.orm import ActiveRecord, ConnectionManager
 from crosstie.orm.errors import (
+    DatabaseUnavailable,
     DuplicateKey,
     InvalidQuery,
     NoSuchTable,
@@ -325,6 +326,30 @@ def test_a_missing_table_is_an_error(configured_database: TestDatabase) -> None:
     for action in (Account.find_all().all, Account(owner="x").save, lambda: Account.find(1)):
         with pytest.raises(NoSuchTable, match="accounts"):
             action()
+
+
+def test_a_database_that_is_down_is_named(database: TestDatabase) -> None:
+    """Reading, writing and transactions raise DatabaseUnavailable with the connection's name, and it is retryable."""
+    wrong = {"database": "/nowhere/at/all.sqlite3"} if database.kind == "sqlite" else {"host": "127.0.0.1", "port": 1}
+    ConnectionManager.configure({"default": {**database.config, **wrong}})
+
+    def enter() -> None:
+        with Account.transaction():
+            Account.find_all().count()
+
+    for action in (lambda: Account.find(1), Account(owner="x").save, Account.find_all().all, enter):
+        with pytest.raises(DatabaseUnavailable, match="'default'") as caught:
+            action()
+        assert caught.value.retryable
+
+
+def test_nothing_is_printed(accounts: TestDatabase, capfd: pytest.CaptureFixture[str]) -> None:
+    """No debug lines on stdout or stderr, whatever is done."""
+    record = Account(owner="ann").save()
+    record.update(balance=1)
+    Account.find_all().where(owner="ann").all()
+    record.delete()
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_write_through_a_read_only_connection_is_refused(database: TestDatabase) -> None:

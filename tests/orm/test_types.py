@@ -9,6 +9,7 @@ from uuid import UUID
 import pytest
 import sqlalchemy as sa
 from pydantic import BaseModel, Field
+from typing_extensions import TypeAliasType
 
 from bench.databases import TestDatabase
 from crosstie.orm import ActiveRecord, ConnectionManager
@@ -300,6 +301,30 @@ def test_a_composite_key_finds_updates_and_deletes_one_row(configured_database: 
     assert Membership.find_by(role="admin") == Membership(user_id=1, group_id=2, role="admin")
     with pytest.raises(InvalidQuery, match=r"user_id, group_id"):
         Membership.find(1)
+
+
+Label = TypeAliasType("Label", Annotated[str, Field(max_length=12)])
+
+
+def test_what_is_said_about_a_column_is_found_wherever_it_stands() -> None:
+    """Inside Optional, inside an alias, or around both."""
+
+    class Tagged(IntegerPKMixin, ActiveRecord):
+        __table_name__ = "tagged"
+        __connection__ = "default"
+
+        one: Label
+        two: Label | None = None
+        three: Annotated[Annotated[str, Field(max_length=12)] | None, Column(index=True)] = None
+        four: Annotated[str, Field(max_length=12)] | None = None
+        five: str | None = Field(default=None, max_length=12)
+        six: Text | None = None
+
+    types = {column.name: column.type for column in Tagged.c}
+    assert [getattr(types[name], "length", None) for name in ("one", "two", "three", "four", "five")] == [12] * 5
+    assert isinstance(types["six"], sa.Text)
+    assert [column.name for column in Tagged.c if column.index] == ["three"]
+    assert [column.name for column in Tagged.c if not column.nullable] == ["id", "one"]
 
 
 def test_a_type_without_a_column_says_what_to_do() -> None:

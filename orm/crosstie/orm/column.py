@@ -109,9 +109,14 @@ class _Unwrapped(NamedTuple):
 
 def _unwrap(annotation: Any, annotated: Iterable[Any] = ()) -> _Unwrapped:
     found = list(annotated)
-    while get_origin(annotation) is typing.Annotated:
-        annotation, *extra = get_args(annotation)
-        found += extra
+    while True:
+        if get_origin(annotation) is typing.Annotated:
+            annotation, *extra = get_args(annotation)
+            found += extra
+        elif type(annotation).__name__ == "TypeAliasType":  # `type Name = ...` of Python 3.12
+            annotation = annotation.__value__
+        else:
+            break
     members = get_args(annotation) if get_origin(annotation) in {Union, types.UnionType} else ()
     if type(None) in members:
         rest = [member for member in members if member is not type(None)]
