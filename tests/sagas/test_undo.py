@@ -220,6 +220,24 @@ def test_increments_are_undone_around_other_writers(configured: Pair) -> None:
     assert configured.second.scalar("SELECT reserved FROM stock WHERE sku = 'count'") == 100
 
 
+def test_decimal_increments_are_undone_exactly(configured: Pair) -> None:
+    """Where a database adds doubles, the undo still ends at the number that was there."""
+    create_shop(configured.by_name)
+    configured.first.execute("UPDATE orders SET amount = 0.3")
+    before = contents(configured.by_name)
+
+    def fail() -> None:
+        raise RuntimeError("the saga fails")
+
+    with armed("saga.branch-committed", fail), pytest.raises(SagaAborted), saga("order", home="secondary"):
+        Stock(sku="new").save()
+        for order in Order.find_all():
+            order.increment(amount=Decimal("0.6"))
+            order.increment(amount=Decimal("-0.1"))
+
+    assert contents(configured.by_name) == before
+
+
 def test_writes_on_one_row_are_undone_backwards(configured: Pair) -> None:
     """Insert, update twice and delete of the same row, mixed with increments, end where they began."""
     create_shop(configured.by_name)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any
 
 import sqlalchemy as sa
@@ -164,9 +165,12 @@ class BranchRecorder:
     ) -> None:
         """Take down the inverse; it needs no image and conflicts with nobody."""
         facts = self._facts(tx, table, "update")
-        encoded = {table.c[name].name if name in table.c else name: encode(delta) for name, delta in deltas.items()}
+        encoded = {name: encode(delta) for name, delta in deltas.items()}
+        # SQLite subtracts doubles, and what is left must again be the number that the decimal is stored as.
+        decimals = [name for name, delta in deltas.items() if isinstance(delta, Decimal)]
+        scales = {name: getattr(table.c[name].type, "scale", None) for name in decimals}
         for key, _ in self._read(tx, table, where, facts, {}):
-            self._log(tx, "increment", table, key, deltas=encoded)
+            self._log(tx, "increment", table, key, deltas=encoded, scales=scales)
 
     def uncaptured(self, tx: LocalTransaction, reason: str) -> None:
         """Remember why this database would have to be home."""

@@ -129,7 +129,11 @@ def _undo_delete(row: _Row) -> None:
 
 
 def _undo_increment(row: _Row) -> None:
-    values = {name: row.table.c[name] - row.bind(delta) for name, delta in row.entry["deltas"].items()}
+    values: dict[str, sa.ColumnElement[Any]] = {}
+    for name, delta in row.entry["deltas"].items():
+        rest = row.table.c[name] - row.bind(delta)
+        scale = row.entry["scales"].get(name)
+        values[name] = rest if scale is None or row.database.kind != "sqlite" else sa.func.round(rest, scale)
     result = row.connection.execute(sa.update(row.table).where(row.where).values(values))
     if result.rowcount != 1:
         raise row.conflict("somebody deleted the row since")
