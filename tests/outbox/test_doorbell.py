@@ -14,7 +14,7 @@ from outbox.bank import Heard, Moved
 
 
 @pytest.fixture
-def rung(configured: Pair) -> list[tuple[str, str]]:
+def rung(configured_crash_pair: Pair) -> list[tuple[str, str]]:
     """The bank is open, and every ring is noted."""
     rings: list[tuple[str, str]] = []
     bank.open_bank()
@@ -84,10 +84,10 @@ def test_a_listener_can_be_taken_off(rung: list[tuple[str, str]]) -> None:
     assert (more, rung) == ([], [("default", "secondary")])
 
 
-def test_without_any_doorbell_events_arrive_by_sweeps(configured: Pair) -> None:
+def test_without_any_doorbell_events_arrive_by_sweeps(configured_crash_pair: Pair) -> None:
     """Nobody listens, nobody rings: the database row is the truth."""
     assert not doorbell.is_heard()
     bank.open_bank()
     bank.transfer("a", times=2)
     assert bank.drain_all() == 2
-    assert len(bank.arrivals(configured.second)) == 2
+    assert len(bank.arrivals(configured_crash_pair.second)) == 2

@@ -347,10 +347,9 @@ def test_a_lost_answer_to_the_acknowledgement_does_not_apply_twice(
         assert bank.arrivals(crash_pair.second) == [("a", n) for n in range(1, 5)]
 
 
+@SERVED
 def test_a_dead_source_is_reported(crash_pair: Pair, proxy_to: Callable[[TestDatabase], Proxy]) -> None:
     """Sweeping a database that is down raises, naming it."""
-    if crash_pair.first.kind == "sqlite":
-        pytest.skip("a SQLite file is not reached over a network")
     proxy = proxy_to(crash_pair.first)
     with configured_databases(Pair(crash_pair.first.proxied(proxy), crash_pair.second)):
         proxy.cut()

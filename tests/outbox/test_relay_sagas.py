@@ -22,10 +22,10 @@ SAGA = "saga-1"
 
 
 @pytest.fixture
-def branch(configured: Pair) -> Pair:
+def branch(configured_crash_pair: Pair) -> Pair:
     """`default` is a branch, whose outbox the relay drains into `secondary`, which is also home."""
     bank.open_bank()
-    return configured
+    return configured_crash_pair
 
 
 def publish(number: int, saga_id: str | None = None, account: str = "a") -> None:
