@@ -36,7 +36,7 @@ class Depot:
     def environment(self) -> dict[str, str]:
         """Of every process of the depot."""
         return self.databases.environment | {
-            "CROSSTIE_IMPORTS": json.dumps(["workers.depot"]),
+            "CROSSTIE_IMPORTS": json.dumps(["workers.depot_subscribers"]),
             "CROSSTIE_BROKER_URL": self.broker_url,
             "CROSSTIE_QUEUE": self.queue,
         }
@@ -46,11 +46,17 @@ class Depot:
         return self.spawn.python(PROGRAM, *arguments, environment=self.environment | (environment or {}))
 
     def worker(
-        self, *arguments: str, ready: str = "crosstie worker ready", environment: dict[str, str] | None = None
+        self,
+        *arguments: str,
+        ready: str = "crosstie worker ready",
+        environment: dict[str, str] | None = None,
+        celery: bool = False,
     ) -> Worker:
         """A worker of our own app, with a node name of its own: RabbitMQ lets no other have it."""
         name = f"{self.queue}-{len(self.spawn.children)}"
-        command = ("-m", "crosstie.workers", "worker", "--concurrency", "1", "--name", name, *arguments)
+        ours = ("-m", "crosstie.workers", "worker", "--concurrency", "1", "--name", name)
+        celerys = ("-m", "celery", "-A", "crosstie.workers", "worker", "-c", "1", "-l", "INFO", "-n", f"{name}@%h")
+        command = (*(celerys if celery else ours), *arguments)
         return self.spawn.worker(command, ready=ready, environment=self.environment | (environment or {}))
 
     def numbers(self, table: str) -> list[int]:

@@ -1,4 +1,4 @@
-"""A depot in two databases, for workers to import; run as a script it is a business process that may be killed.
+"""A depot in two databases; run as a script it is a business process that may be killed, and knows no subscriber.
 
 `depot.py saga COUNT` sends parcels in sagas; `depot.py publish FIRST COUNT` publishes each in a plain transaction and
 says so; with `--ringing` before the command it has doorbells.
@@ -14,7 +14,7 @@ if __name__ == "__main__":
 
 from crosstie.orm import ActiveRecord, ConnectionManager, transaction
 from crosstie.orm.field import IntegerPKMixin
-from crosstie.outbox import Event, subscriber
+from crosstie.outbox import Event
 from crosstie.sagas import saga
 
 
@@ -76,14 +76,12 @@ class ParcelArrived(Event):
     number: int
 
 
-@subscriber(ParcelSent, database="secondary")
 def arrive(event: ParcelSent) -> None:
     """Note the arrival, and answer."""
     Arrival(number=event.number).save()
     ParcelArrived(number=event.number).publish("secondary")
 
 
-@subscriber(ParcelArrived, database="default")
 def receive(event: ParcelArrived) -> None:
     """Note the answer."""
     Receipt(number=event.number).save()

@@ -76,6 +76,13 @@ class TestInstalled:
         install(users_app)
         assert SweeperStep in users_app.steps["worker"]
 
+    def test_the_sweeper_is_forked_before_anything_else_starts(self, users_app: Celery) -> None:
+        """Before the pool has threads and pipes that a fork would copy."""
+        install(users_app)
+        worker: Any = users_app.WorkController(pool_cls="solo")
+        assert isinstance(worker.steps[0], SweeperStep)
+        assert len(worker.steps) > 2
+
     def test_its_broker_carries_the_doorbells(self, users_app: Celery) -> None:
         """Workers that listen at the user's broker are the ones that exist."""
         install(users_app)

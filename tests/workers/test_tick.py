@@ -109,6 +109,21 @@ def test_a_holder_that_lost_its_lease_changes_nothing(ticking: Database, configu
     assert configured_database.scalar("SELECT done_slot FROM crosstie_tick") == 7
 
 
+def test_beats_and_sweepers_that_find_a_job_due_at_once_run_it_once(ticking: Database) -> None:
+    """Two beats are run on purpose where one must not be missed."""
+    start = threading.Barrier(6)
+    ran: list[int] = []
+    job = Job("audit", Every(100_000_000), lambda: ran.append(1))
+
+    def look(number: int) -> bool:
+        start.wait()
+        return run_if_due(job, "default", owner=f"beat {number}")
+
+    with ThreadPoolExecutor(6) as pool:
+        assert sorted(pool.map(look, range(6))) == [False] * 5 + [True]
+    assert ran == [1]
+
+
 def test_a_long_job_keeps_its_lease_while_it_runs(ticking: Database, configured_database: TestDatabase) -> None:
     """Its lease is prolonged again and again, so nobody else takes an audit of hours for a crashed one."""
     held = tick.claim(ticking, "audit", 7, owner="long", lease_s=0.3)
