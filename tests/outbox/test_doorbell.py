@@ -7,6 +7,7 @@ import logging
 import pytest
 
 from bench.databases import Pair
+from crosstie.orm.connection import ConnectionManager
 from crosstie.orm.transaction import transaction
 from crosstie.outbox import doorbell, subscriber
 from outbox import bank
@@ -53,6 +54,17 @@ def test_two_routes_ring_both(rung: list[tuple[str, str]]) -> None:
         Moved(account="a", number=1).publish()
         Heard(account="a", number=1).publish()
     assert rung == [("secondary", "default"), ("secondary", "secondary")]
+
+
+def test_a_database_that_returns_nothing_from_an_insert_is_asked_for_the_routes(
+    rung: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MySQL has no INSERT … RETURNING; the stored subscriptions say which doors to ring at."""
+    monkeypatch.setattr(ConnectionManager.get("default").engine.dialect, "insert_returning", False)
+    with transaction("default"):
+        Moved(account="a", number=1).publish()
+        Heard(account="a", number=1).publish()
+    assert rung == [("default", "secondary")]
 
 
 def test_a_failing_doorbell_is_logged_and_the_commit_stands(
