@@ -4,6 +4,7 @@ import pickle
 import threading
 
 import pytest
+import sqlalchemy as sa
 
 from bench.databases import Pair
 from crosstie.orm import ConnectionManager, errors
@@ -31,10 +32,10 @@ def test_the_log_has_this_threads_statements_by_database(configured: Pair) -> No
 
 def test_statements_of_other_engines_are_not_logged(configured: Pair) -> None:
     """An engine that crosstie does not know has no connection name."""
-    import sqlalchemy as sa
-
-    with logged_statements() as log, sa.create_engine("sqlite://").connect() as connection:
+    engine = sa.create_engine("sqlite://")
+    with logged_statements() as log, engine.connect() as connection:
         connection.execute(sa.select(1))
+    engine.dispose()
     assert len(log) == 0
     with logged_statements() as log:
         ConnectionManager.ping("secondary")
