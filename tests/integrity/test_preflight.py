@@ -94,7 +94,7 @@ def test_an_unsigned_parent_has_negative_keys_nowhere(configured: Pair) -> None:
 
 def test_a_narrow_parent_is_asked_about_wide_keys(configured: Pair) -> None:
     """INTEGER against BIGINT: a key that does not fit is an orphan, not an error."""
-    world = linked(configured, INTEGER_TYPES, "INTEGER")
+    world = linked(configured, INTEGER_TYPES, "INTEGER", declared=sa.Integer)
     world.register([1])
     world.post([(1, 1), (2, 2**40), (3, -(2**40))])
     result = world.audit(chunk_size=1)
@@ -106,8 +106,8 @@ def test_a_narrow_parent_is_asked_about_wide_keys(configured: Pair) -> None:
 def test_sqlite_values_of_another_type_are_refused(configured: Pair, value: str) -> None:
     """SQLite keeps text in an INTEGER column; such a value is not silently cut to a number."""
     world = linked(configured)
-    world.register([5, 1])
-    world.post([(1, 1)])
+    world.register([5, 1, 9])
+    world.post([(1, 1), (3, 9)])
     configured.first.execute(f"INSERT INTO posts VALUES (2, {value})")
     result = world.audit()
     assert result.state is AuditState.INCOMPLETE

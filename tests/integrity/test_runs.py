@@ -195,6 +195,7 @@ def test_a_run_whose_end_cannot_be_recorded_is_incomplete(blog: Blog, configured
     result = report.results[0]
     assert (result.state, result.orphan_rows) == (AuditState.INCOMPLETE, 2)
     assert "could not be recorded" in (result.reason or "")
+    assert "crosstie_finding" in report.unrecorded[USERS]
     assert recorded_runs(configured)[0][2] == "running"
 
 
