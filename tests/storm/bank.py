@@ -20,7 +20,7 @@ OPENING = 1000
 class Left(IntegerPKMixin, ActiveRecord):
     """An account in `default`."""
 
-    __table_name__ = "accounts"
+    __table_name__ = "bank_accounts"
     __connection__ = "default"
 
     id: int | None = None
@@ -31,7 +31,7 @@ class Left(IntegerPKMixin, ActiveRecord):
 class Right(IntegerPKMixin, ActiveRecord):
     """An account in `secondary`."""
 
-    __table_name__ = "accounts"
+    __table_name__ = "bank_accounts"
     __connection__ = "secondary"
 
     id: int | None = None
@@ -42,7 +42,7 @@ class Right(IntegerPKMixin, ActiveRecord):
 class LeftEntry(IntegerPKMixin, ActiveRecord):
     """A transfer as `default` has it."""
 
-    __table_name__ = "entries"
+    __table_name__ = "bank_entries"
     __connection__ = "default"
 
     id: int | None = None
@@ -52,7 +52,7 @@ class LeftEntry(IntegerPKMixin, ActiveRecord):
 class RightEntry(IntegerPKMixin, ActiveRecord):
     """A transfer as `secondary` has it."""
 
-    __table_name__ = "entries"
+    __table_name__ = "bank_entries"
     __connection__ = "secondary"
 
     id: int | None = None

@@ -37,7 +37,7 @@ def test_no_kill_makes_or_loses_money(configured_crash_pair: Pair, spawn: Spawne
 
     told = storm.told()
     entries = {
-        name: [str(transfer) for (transfer,) in database.rows("SELECT transfer FROM entries")]
+        name: [str(transfer) for (transfer,) in database.rows("SELECT transfer FROM bank_entries")]
         for name, database in storm.databases.items()
     }
     assert sum(storm.balances()) == 2 * ACCOUNTS * OPENING
@@ -105,11 +105,11 @@ class _Storm:
         return [
             int(str(balance))
             for one in self.databases.values()
-            for (balance,) in one.rows("SELECT balance FROM accounts")
+            for (balance,) in one.rows("SELECT balance FROM bank_accounts")
         ]
 
     def _transfers(self) -> int:
-        return int(str(self.databases["default"].scalar("SELECT count(*) FROM entries")))
+        return int(str(self.databases["default"].scalar("SELECT count(*) FROM bank_entries")))
 
     def _client(self) -> Child:
         name = f"c{len(self._clients)}t{time.monotonic_ns()}"

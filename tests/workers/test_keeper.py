@@ -25,23 +25,23 @@ PROGRAM = """
 
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})  # it waits until sigwait asks for it
 
-    def say(*words):
-        print(*words, os.getpid(), flush=True)
+    def say(word, pid):
+        os.write(1, f"{word} {pid}\\n".encode())  # one write, which those of other processes cannot divide
 
     def work():
         wakeup = keeper.Wakeup()
-        say("working")
+        say("working", os.getpid())
         while not wakeup.stopping and not keeper.orphaned():
             wakeup.wait(1)
-        say("stopped")
+        say("stopped", os.getpid())
         return 0
 
     pid = keeper.fork(lambda: keeper.keep(work, "worker"), "the keeper")
-    print("keeper", pid, flush=True)
+    say("keeper", pid)
     if sys.argv[1:] == ["stop"]:
         signal.sigwait({signal.SIGUSR1})
         keeper.end_process(pid, 20)
-        say("ended")
+        say("ended", os.getpid())
     threading.Event().wait()
 """
 
