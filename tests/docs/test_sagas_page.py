@@ -9,6 +9,7 @@ import pytest
 from bench.databases import Pair
 from bench.documents import run_document
 from bench.faults import crash_at
+from crosstie.sagas import SagaAborted
 from sagas.shop import saga_states
 
 
@@ -45,3 +46,13 @@ def test_raw_sql_makes_its_database_home(page: ModuleType, configured: Pair) -> 
 
     assert configured.second.scalar("SELECT asked_for FROM seats") == 1
     assert saga_states(configured.by_name) == {"default": ["applied"], "secondary": ["committed"]}
+
+
+def test_a_session_of_sqlalchemy_is_undone_too(page: ModuleType, configured: Pair) -> None:
+    """What it wrote in the branch is taken back, and stays where the saga commits."""
+    with crash_at("saga.branch-committed"), pytest.raises(SagaAborted):
+        page.ask_for("1A")
+    assert configured.second.scalar("SELECT asked_for FROM seats") == 0
+
+    page.ask_for("1A")
+    assert configured.second.scalar("SELECT asked_for FROM seats") == 1

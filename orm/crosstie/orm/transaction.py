@@ -37,6 +37,7 @@ __all__ = [
     "set_active_unit",
     "statement_connection",
     "transaction",
+    "warn_of_foreign_write",
 ]
 
 logger = logging.getLogger(__name__)
@@ -84,6 +85,7 @@ class LocalTransaction:
         self._poison: BaseException | None = None
         self._poison_is_final = False
         self._at_close: list[Callable[[sa.Connection], object]] = []
+        self._internal = 0
         with self.mapped_errors():
             self.connection = database.engine.connect()
             try:
@@ -149,6 +151,20 @@ class LocalTransaction:
             self.written = True
             if self.on_first_write is not None:
                 self.on_first_write(self)
+
+    @property
+    def is_internal(self) -> bool:
+        """Whether what runs on the connection now is crosstie's own, which tells the recorder by itself."""
+        return self._internal > 0
+
+    @contextmanager
+    def internal(self) -> Iterator[None]:
+        """Statements of the block are crosstie's own."""
+        self._internal += 1
+        try:
+            yield
+        finally:
+            self._internal -= 1
 
     # -- ledgers and hooks ----------------------------------------------------------------------------------
 
@@ -371,6 +387,19 @@ def _level_of_user_code() -> int:
     return level
 
 
+def warn_of_foreign_write(name: str) -> None:
+    """Warn where a write to this database, which has no open transaction, runs inside a transaction of another."""
+    if not _state.open:
+        return
+    others = ", ".join(repr(other) for other in _state.open)
+    warnings.warn(
+        f"a write to {name!r} inside a transaction of {others} commits by itself and is not taken back when that "
+        "transaction rolls back. Wrap both in `with saga(...)`.",
+        CrossDatabaseWriteWarning,
+        stacklevel=_level_of_user_code(),
+    )
+
+
 @contextmanager
 def statement_connection(name: str, *, write: bool) -> Iterator[sa.Connection]:
     """The connection on which a single statement of the ORM runs.
@@ -387,14 +416,8 @@ def statement_connection(name: str, *, write: bool) -> Iterator[sa.Connection]:
         with tx.mapped_errors():
             yield tx.connection
         return
-    if write and _state.open:
-        others = ", ".join(repr(other) for other in _state.open)
-        warnings.warn(
-            f"a write to {name!r} inside a transaction of {others} commits by itself and is not taken back when that "
-            "transaction rolls back. Wrap both in `with saga(...)`.",
-            CrossDatabaseWriteWarning,
-            stacklevel=_level_of_user_code(),
-        )
+    if write:
+        warn_of_foreign_write(name)
     database = ConnectionManager.get(name)
     with database.mapped_errors(), database.autocommit.connect() as connection:
         yield connection

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import sqlalchemy as sa
@@ -42,7 +42,8 @@ def writing(mapping: TableMapping) -> Iterator[Write]:
         )
     with statement_connection(name, write=True) as connection:
         tx = current(name)
-        yield Write(connection, database, tx)
+        with nullcontext() if tx is None else tx.internal():
+            yield Write(connection, database, tx)
         router.note_write(name)
 
 

@@ -35,17 +35,21 @@ def publish(event: Event, to: sa.Connection | Session) -> None:
     """Write the event at once on the caller's SQLAlchemy connection or session, which is never committed here.
 
     A session is flushed first, so that the rows which the event tells of are locked before it gets its id. No doorbell
-    rings for it: a sweep finds it. Raises EventInvalid, NoSuchTable, and what else the database answers.
+    rings for it: a sweep finds it. On the connection of an open saga or transaction of this thread it is the same as
+    `event.publish(database)`. Raises EventInvalid, NoSuchTable, and what else the database answers.
     """
-    envelope = Envelope.of(event)
     if isinstance(to, Session):
         to.flush()
         connection = to.connection()
     else:
         connection = to
+    for tx in open_transactions().values():
+        if tx.connection is connection:  # a saga's or a transaction's own: its rules hold, late writing among them
+            enqueue(tx, [event])
+            return
     url = connection.engine.url
     with mapped_errors(str(url.database), url.render_as_string(hide_password=True)):
-        insert_events(connection, [envelope])
+        insert_events(connection, [Envelope.of(event)])
 
 
 def publish_event(event: Event, database: str | None = None) -> None:
@@ -101,7 +105,7 @@ def _write(tx: LocalTransaction) -> None:
     envelopes = list(waiting)
     waiting.clear()
     saga_id = next(iter(tx.ledgers.get(SAGA_ID, ())), None)
-    with tx.mapped_errors():
+    with tx.mapped_errors(), tx.internal():
         routes = insert_events(tx.connection, envelopes, saga_id=saga_id, want_routes=doorbell.is_heard())
     for name in sorted(routes):
         tx.after_commit(partial(doorbell.ring, tx.database.name, name))

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
+from sqlalchemy.orm import Session
 
 from crosstie.orm.connection import ConnectionManager
 from crosstie.orm.errors import CommitInDoubt, CrosstieError
@@ -29,6 +30,7 @@ from crosstie.sagas.ddl import refuse_implicit_commits
 from crosstie.sagas.errors import SagaAborted, SagaError, SagaInDoubt
 from crosstie.sagas.facts import has_deferrable_constraints
 from crosstie.sagas.home import choose_home
+from crosstie.sagas.interception import Interceptor
 from crosstie.sagas.record import SagaHeader, new_saga_id
 from crosstie.sagas.recovery import Decision, Resolution, resolve
 
@@ -50,6 +52,8 @@ class SagaBlock:
         self._transactions: dict[str, LocalTransaction] = {}
         self._written: list[str] = []
         self._events: list[Event] = []
+        self._interceptors: dict[str, Interceptor] = {}
+        self._sessions: dict[str, Session] = {}
         self._failed_inner: BaseException | None = None
         self._participants: list[LocalTransaction] = []
         self._restorers: list[Callable[[], None]] = []
@@ -68,16 +72,28 @@ class SagaBlock:
         return tx
 
     def connection(self, database: str) -> sa.Connection:
-        """The block's SQLAlchemy connection to this database, for raw SQL; never commit it.
+        """The block's SQLAlchemy connection to this database, for Core statements and textual SQL; never commit it.
 
-        Nobody can undo what is written through it, so this database must be home.
+        Statements of Core are undone like those of models. Textual SQL cannot be, so its database must be home.
         """
         tx = self.transaction(database)
         tx.require_healthy()
-        tx.mark_written()
-        assert tx.recorder is not None
-        tx.recorder.uncaptured(tx, "raw SQL through s.connection()")
+        if database not in self._interceptors:
+            self._interceptors[database] = Interceptor(tx)
         return tx.connection
+
+    def session(self, database: str) -> Session:
+        """The block's SQLAlchemy session on this database, for declarative models of your own; always the same one.
+
+        It is flushed at the end of the block and then closed; `commit()` on it commits nothing, and `rollback()` aborts
+        the saga (use `begin_nested()` for a part of it). Its objects stay readable after the block.
+        """
+        session = self._sessions.get(database)
+        if session is None:
+            session = self._sessions[database] = Session(
+                self.connection(database), join_transaction_mode="rollback_only", expire_on_commit=False
+            )
+        return session
 
     def buffer_event(self, event: Event) -> None:
         """Keep an event that names no database for home's outbox: home's commit decides over it too."""
@@ -101,6 +117,8 @@ class SagaBlock:
 
     def roll_back(self) -> None:
         """Roll back every transaction that is still open."""
+        for session in self._sessions.values():
+            session.close()
         for tx in reversed(self._transactions.values()):
             if tx.is_open:
                 tx.rollback()
@@ -113,6 +131,9 @@ class SagaBlock:
         try:
             if self._failed_inner is not None:
                 raise SagaError("an inner saga failed, and its exception was swallowed") from self._failed_inner
+            for name, session in self._sessions.items():
+                with self._transactions[name].mapped_errors():
+                    session.flush()
             self._events += [event for tx in self._transactions.values() for event in tx.ledger("saga.events")]
             self._participants = [self._transactions[name] for name in self._written]
             self._header = self._choose_header()
@@ -141,6 +162,8 @@ class SagaBlock:
             else:
                 self._commit_alone()
         finally:
+            for session in self._sessions.values():
+                session.close()
             # Databases that were only read kept their locks until the decision.
             for tx in self._transactions.values():
                 if tx.is_open:
@@ -169,7 +192,8 @@ class SagaBlock:
         with tx.mapped_errors():
             tx.run_before_commit()
             if has_deferrable_constraints(tx.database, tx.connection):
-                tx.connection.exec_driver_sql("SET CONSTRAINTS ALL IMMEDIATE")
+                with tx.internal():
+                    tx.connection.exec_driver_sql("SET CONSTRAINTS ALL IMMEDIATE")
         tx.require_healthy()
 
     def _commit_alone(self) -> None:
@@ -192,7 +216,7 @@ class SagaBlock:
             fault_point("saga.before-first-commit")
             for name in header.branches:
                 tx = self._transactions[name]
-                with tx.mapped_errors():
+                with tx.mapped_errors(), tx.internal():
                     record.insert(
                         tx.connection,
                         header,
@@ -204,7 +228,7 @@ class SagaBlock:
                 fault_point("saga.branch-recorded")
                 tx.commit()
                 fault_point("saga.branch-committed")
-            with home.mapped_errors():
+            with home.mapped_errors(), home.internal():
                 record.insert(home.connection, header, header.home, Decision.COMMITTED.value)
             fault_point("saga.home-recorded")
             committing_home = True

@@ -6,22 +6,24 @@ back, because a server may round, pad or default what it was given.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any
+from typing import Any, Final, NamedTuple, TypeVar
 
 import sqlalchemy as sa
 
 from crosstie.orm.transaction import LocalTransaction
 from crosstie.sagas.errors import SagaNotUndoable
 from crosstie.sagas.facts import TableFacts, table_facts
-from crosstie.sagas.image import Image, decode, encode, projection
+from crosstie.sagas.image import Image, decode, encode, plain_key, projection
 
 __all__ = ["BranchRecorder", "HomeRecorder", "uncaptured_reasons", "undo_log"]
 
 _LOG = "saga.undo"
 _UNCAPTURED = "saga.uncaptured"
+_PORTION: Final = 250
+_K = TypeVar("_K")
 
 
 def undo_log(tx: LocalTransaction) -> list[dict[str, Any]]:
@@ -72,11 +74,21 @@ class HomeRecorder:
         self._note(tx, table)
 
     def incrementing(
-        self, tx: LocalTransaction, table: sa.Table, where: sa.ColumnElement[bool], deltas: Mapping[str, Any]
-    ) -> None:
+        self,
+        tx: LocalTransaction,
+        table: sa.Table,
+        where: sa.ColumnElement[bool],
+        deltas: Mapping[str, Any],
+        *,
+        key: tuple[Any, ...] | None = None,
+    ) -> object:
         """See `inserted`."""
-        del where, deltas
+        del where, deltas, key
         self._note(tx, table)
+        return None
+
+    def incremented(self, tx: LocalTransaction, token: object) -> None:
+        """Nothing to take down."""
 
     def uncaptured(self, tx: LocalTransaction, reason: str) -> None:
         """Remember why this database must be home."""
@@ -100,6 +112,13 @@ class _Update:
     """By the key's encoded values: the key, and the row's columns before."""
 
 
+class _Increment(NamedTuple):
+    table: sa.Table
+    keys: list[Image]
+    deltas: Image
+    scales: dict[str, int | None]
+
+
 class BranchRecorder:
     """Takes down how each write of a branch is undone.
 
@@ -112,10 +131,12 @@ class BranchRecorder:
     def inserted(self, tx: LocalTransaction, table: sa.Table, keys: Sequence[tuple[Any, ...]]) -> None:
         """Read the new rows back: an undo deletes them if they are still the same."""
         facts = self._facts(tx, table, "insert")
+        self._require_few(tx, table, len(keys))
         names = list(table.primary_key.columns)
-        where = sa.or_(*(sa.and_(*(c == v for c, v in zip(names, key, strict=True))) for key in keys))
-        for key, row in self._read(tx, table, where, facts, facts.insertable):
-            self._log(tx, "insert", table, key, after=row)
+        for some in _portions(keys):
+            where = sa.or_(*(sa.and_(*(c == v for c, v in zip(names, key, strict=True))) for key in some))
+            for key, row in self._read(tx, table, where, facts, facts.insertable):
+                self._log(tx, "insert", table, key, after=row)
 
     def updating(
         self, tx: LocalTransaction, table: sa.Table, where: sa.ColumnElement[bool], columns: Collection[str]
@@ -137,19 +158,22 @@ class BranchRecorder:
             return
         facts = self._facts(tx, token.table, "update")
         columns = {name: facts.columns[name] for name in token.columns}
-        where = _by_keys(token.table, [key for key, _ in token.before.values()])
-        for key, after in self._read(tx, token.table, where, facts, columns):
-            before = token.before[_identity(key)][1]
-            changed = {name for name in columns if before[name] != after[name]}
-            if changed:
-                self._log(
-                    tx,
-                    "update",
-                    token.table,
-                    key,
-                    before={name: before[name] for name in changed},
-                    after={name: after[name] for name in changed},
-                )
+        for some in _portions([key for key, _ in token.before.values()]):
+            for key, after in self._read(tx, token.table, _by_keys(token.table, some), facts, columns):
+                self._log_change(tx, token, key, after)
+
+    def _log_change(self, tx: LocalTransaction, update: _Update, key: Image, after: Image) -> None:
+        before = update.before[_identity(key)][1]
+        changed = {name for name in update.columns if before[name] != after[name]}
+        if changed:
+            self._log(
+                tx,
+                "update",
+                update.table,
+                key,
+                before={name: before[name] for name in changed},
+                after={name: after[name] for name in changed},
+            )
 
     def deleting(self, tx: LocalTransaction, table: sa.Table, where: sa.ColumnElement[bool]) -> None:
         """Read the whole rows, columns that no model knows included."""
@@ -161,16 +185,30 @@ class BranchRecorder:
             self._log(tx, "delete", table, key, before=row)
 
     def incrementing(
-        self, tx: LocalTransaction, table: sa.Table, where: sa.ColumnElement[bool], deltas: Mapping[str, Any]
-    ) -> None:
-        """Take down the inverse; it needs no image and conflicts with nobody."""
+        self,
+        tx: LocalTransaction,
+        table: sa.Table,
+        where: sa.ColumnElement[bool],
+        deltas: Mapping[str, Any],
+        *,
+        key: tuple[Any, ...] | None = None,
+    ) -> object:
+        """Prepare the inverse, which needs no image and conflicts with nobody; only unknown keys are read."""
         facts = self._facts(tx, table, "update")
         encoded = {name: encode(delta) for name, delta in deltas.items()}
         # SQLite subtracts doubles, and what is left must again be the number that the decimal is stored as.
         decimals = [name for name, delta in deltas.items() if isinstance(delta, Decimal)]
         scales = {name: getattr(table.c[name].type, "scale", None) for name in decimals}
-        for key, _ in self._read(tx, table, where, facts, {}):
-            self._log(tx, "increment", table, key, deltas=encoded, scales=scales)
+        image = None if key is None else plain_key(tx.database, table, key)
+        # The condition may read what the increment changes, so the keys are read before it runs.
+        keys = [found for found, _ in self._read(tx, table, where, facts, {})] if image is None else [image]
+        return _Increment(table, keys, encoded, scales)
+
+    def incremented(self, tx: LocalTransaction, token: object) -> None:
+        """Take the inverse down."""
+        assert isinstance(token, _Increment)
+        for key in token.keys:
+            self._log(tx, "increment", token.table, key, deltas=token.deltas, scales=token.scales)
 
     def uncaptured(self, tx: LocalTransaction, reason: str) -> None:
         """Remember why this database would have to be home."""
@@ -203,12 +241,7 @@ class BranchRecorder:
             .with_for_update()
         )
         rows = tx.connection.execute(query).mappings().all()
-        if len(rows) > self._row_limit:
-            raise SagaNotUndoable(
-                f"one statement would touch more than {self._row_limit} rows of {table.name!r} in database "
-                f"{tx.database.name!r}, which the saga would have to keep undo images of. Work in smaller sagas, raise "
-                f"saga.undo_row_limit, or make {tx.database.name!r} home: saga(…, home={tx.database.name!r})."
-            )
+        self._require_few(tx, table, len(rows))
         try:
             encoded = [{name: encode(value) for name, value in row.items()} for row in rows]
         except TypeError as error:
@@ -216,12 +249,25 @@ class BranchRecorder:
             return []
         return [({n: row[n] for n in names}, {n: row[n] for n in columns}) for row in encoded]
 
+    def _require_few(self, tx: LocalTransaction, table: sa.Table, rows: int) -> None:
+        if rows > self._row_limit:
+            raise SagaNotUndoable(
+                f"one statement would touch more than {self._row_limit} rows of {table.name!r} in database "
+                f"{tx.database.name!r}, which the saga would have to keep undo images of. Work in smaller sagas, raise "
+                f"saga.undo_row_limit, or make {tx.database.name!r} home: saga(…, home={tx.database.name!r})."
+            )
+
     def _log(self, tx: LocalTransaction, operation: str, table: sa.Table, key: Image, **images: Image) -> None:
         undo_log(tx).append({"op": operation, "table": table.name, "schema": table.schema, "key": key, **images})
 
 
 def _identity(key: Image) -> tuple[Any, ...]:
     return tuple(repr(value) for value in key.values())
+
+
+def _portions(keys: Sequence[_K]) -> Iterator[Sequence[_K]]:
+    """SQLite parses no condition of more than a thousand terms."""
+    return (keys[start : start + _PORTION] for start in range(0, len(keys), _PORTION))
 
 
 def _by_keys(table: sa.Table, keys: Sequence[Image]) -> sa.ColumnElement[bool]:

@@ -20,7 +20,7 @@ import sqlalchemy as sa
 
 from crosstie.orm.database import Database
 
-__all__ = ["Image", "decode", "dump", "encode", "key_text", "load", "projection"]
+__all__ = ["Image", "decode", "dump", "encode", "key_text", "load", "plain_key", "projection"]
 
 Image = dict[str, Any]
 """Column name → encoded value."""
@@ -39,6 +39,17 @@ def _expression(dialect: str, name: str, kind: str) -> sa.ColumnElement[Any]:
         # A single-precision FLOAT is printed with six digits and would come back as another number.
         return column + sa.literal_column("0e0")
     return column
+
+
+def plain_key(database: Database, table: sa.Table, key: tuple[Any, ...]) -> Image | None:
+    """The image of a primary key made of its Python values; None where only the server knows how it is represented."""
+    image: Image = {}
+    for column, value in zip(table.primary_key, key, strict=True):
+        is_text = type(value) is str and isinstance(column.type, sa.String) and not isinstance(column.type, sa.Enum)
+        if not is_text and not (type(value) is int and isinstance(column.type, sa.Integer)):
+            return None
+        image[column.name] = str(value) if database.kind == "postgresql" else value
+    return image
 
 
 def encode(value: Any) -> Any:
