@@ -130,7 +130,6 @@ def test_a_forked_child_rings_by_itself_and_repeats_nothing(sender: Sender) -> N
     bell.ring(RING)
     assert sender.entered.wait(10)
     bell.ring(DrainRing("default", "tertiary"))
-    sender.passing.set()
     read, write = os.pipe()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bell, "send", lambda batch: os.write(write, repr(batch).encode()))
@@ -143,6 +142,9 @@ def test_a_forked_child_rings_by_itself_and_repeats_nothing(sender: Sender) -> N
     os.close(write)
     assert os.read(read, 1000).decode() == repr([RING])
     os.close(read)
+    sender.passing.set()
+    assert bell.flush(10)
+    assert sender.batches == [[RING], [DrainRing("default", "tertiary")]]
 
 
 def test_a_process_that_works_itself_rings_itself() -> None:
