@@ -47,9 +47,20 @@ class Recorder:
         self.calls.append(("deleting", self._rows(tx, table, where)))
 
     def incrementing(
-        self, tx: LocalTransaction, table: sa.Table, where: sa.ColumnElement[bool], deltas: Mapping[str, Any]
-    ) -> None:
-        self.calls.append(("incrementing", self._rows(tx, table, where), dict(deltas)))
+        self,
+        tx: LocalTransaction,
+        table: sa.Table,
+        where: sa.ColumnElement[bool],
+        deltas: Mapping[str, Any],
+        *,
+        key: tuple[Any, ...] | None = None,
+    ) -> object:
+        self.calls.append(("incrementing", self._rows(tx, table, where), dict(deltas), key))
+        return (table, where)
+
+    def incremented(self, tx: LocalTransaction, token: object) -> None:
+        assert isinstance(token, tuple)
+        self.calls.append(("incremented", self._rows(tx, *token)))
 
     def uncaptured(self, tx: LocalTransaction, reason: str) -> None:
         self.calls.append(("uncaptured", reason))
@@ -80,7 +91,8 @@ def test_every_write_is_seen_by_the_transactions_recorder(stock: TestDatabase) -
         ("inserted", "stock", (2,)),
         ("updating", [(1, 0)], ["amount"]),
         ("updated", [(1, 7)]),
-        ("incrementing", [(2, 5)], {"amount": -2}),
+        ("incrementing", [(2, 5)], {"amount": -2}, (2,)),
+        ("incremented", [(2, 3)]),
         ("updating", [(1, 7), (2, 3)], ["amount"]),
         ("updated", [(1, 1), (2, 1)]),
         ("updating", [], ["amount"]),
@@ -99,6 +111,17 @@ def test_a_write_that_finds_no_row_is_closed_too(stock: TestDatabase) -> None:
         tx.recorder = recorder
         record.update(amount=1)
     assert recorder.calls == [("updating", [], ["amount"]), ("updated", [])]
+
+
+def test_an_increment_that_finds_no_row_is_not_taken_down(stock: TestDatabase) -> None:
+    """The recorder hears of the increment before it runs, and of its success only if there was one."""
+    recorder = Recorder()
+    record = Stock(sku="a").save()
+    stock.execute("DELETE FROM stock")
+    with pytest.raises(StaleRecord), Stock.transaction() as tx:
+        tx.recorder = recorder
+        record.increment(amount=1)
+    assert recorder.calls == [("incrementing", [], {"amount": 1}, (1,))]
 
 
 def test_a_change_of_the_schema_cannot_be_captured(stock: TestDatabase) -> None:

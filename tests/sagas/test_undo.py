@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from bench.databases import Pair, TestDatabase
 from crosstie.orm import ConnectionManager, LocalTransaction
 from crosstie.orm.faults import armed
+from crosstie.orm.statement_log import logged_statements
 from crosstie.orm.transaction import detached_transaction
 from crosstie.sagas import SagaAborted, SagaNotUndoable, UndoConflict, saga, sweep_sagas
 from crosstie.sagas.capture import BranchRecorder, undo_log
@@ -289,3 +290,31 @@ def test_an_undo_in_a_table_that_lost_a_column_conflicts(configured_database: Te
 
     with detached_transaction("default") as tx, pytest.raises(UndoConflict, match="no longer has the column"):
         apply_undo(tx.database, tx.connection, log)
+
+
+def test_an_increment_of_a_record_is_taken_down_without_asking_for_its_key(configured: Pair) -> None:
+    """The record knows its key: the increment costs a branch no SELECT, and is undone all the same."""
+    create_shop(configured.by_name)
+    stock = Stock.find(1)
+    with pytest.raises(RuntimeError), saga("order") as block:
+        Order(sku="new", amount=Decimal(1)).save()
+        stock.increment(reserved=1)
+        with logged_statements() as log:
+            stock.increment(reserved=4)
+        branch = block.transaction("secondary")
+        entries = undo_log(branch)
+        assert [entry["deltas"] for entry in entries] == [{"reserved": 1}, {"reserved": 4}]
+        _undo(branch)
+        assert branch.connection.execute(sa.select(Stock.c.reserved).where(Stock.c.id == 1)).scalar_one() == 0
+        raise RuntimeError("nothing of this")
+    assert [statement.sql.split()[0] for statement in log.statements if "stock" in statement.sql] == ["UPDATE"]
+
+
+def test_thousands_of_rows_of_a_branch_are_taken_down(configured: Pair) -> None:
+    """SQLite parses no condition of a thousand terms, so rows are read back in portions."""
+    create_shop(configured.by_name)
+    configured.second.execute_many("INSERT INTO stock (sku, reserved) VALUES (%s, 0)", [("bulk",)] * 1500)
+    with armed("saga.branch-committed", lambda: 1 / 0), pytest.raises(SagaAborted), saga("order"):
+        Order(sku="new", amount=Decimal(1)).save()
+        assert Stock.find_all().where(sku="bulk").update_all(reserved=7) == 1500
+    assert configured.second.scalar("SELECT count(*) FROM stock WHERE reserved = 7") == 0

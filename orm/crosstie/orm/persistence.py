@@ -139,9 +139,11 @@ def increment(record: ActiveRecord, mapping: TableMapping, deltas: Mapping[str, 
     with writing(mapping) as (connection, database, tx):
         sums = {field.column: _sum(field, added[field.name], database) for field in fields}
         statement = sa.update(mapping.table).where(where).values(sums)
-        if tx is not None and tx.recorder is not None:
+        recorder = None if tx is None else tx.recorder
+        token: object = None
+        if tx is not None and recorder is not None:
             by_column = {field.column.name: added[field.name] for field in fields}
-            tx.recorder.incrementing(tx, mapping.table, where, by_column)
+            token = recorder.incrementing(tx, mapping.table, where, by_column, key=row_key(record, mapping))
         if database.capabilities.update_returning:
             row = connection.execute(statement.returning(*(field.column for field in fields))).first()
             _require_found(0 if row is None else 1, record, mapping)
@@ -152,6 +154,8 @@ def increment(record: ActiveRecord, mapping: TableMapping, deltas: Mapping[str, 
             held.update({name: held[name] + delta for name, delta in added.items()})
         if tx is not None:
             tx.on_rollback(lambda: _take_back(record, before))
+            if recorder is not None:
+                recorder.incremented(tx, token)
 
 
 def _take_back(record: ActiveRecord, before: Mapping[str, Any]) -> None:

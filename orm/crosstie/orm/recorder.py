@@ -37,9 +37,21 @@ class WriteRecorder(Protocol):
         """The rows that match are about to be deleted."""
 
     def incrementing(
-        self, tx: LocalTransaction, table: sa.Table, where: sa.ColumnElement[bool], deltas: Mapping[str, Any]
-    ) -> None:
-        """`column = column + delta` is about to run for the rows that match."""
+        self,
+        tx: LocalTransaction,
+        table: sa.Table,
+        where: sa.ColumnElement[bool],
+        deltas: Mapping[str, Any],
+        *,
+        key: tuple[Any, ...] | None = None,
+    ) -> object:
+        """`column = column + delta` is about to run for the rows that match; the answer is handed to `incremented`.
+
+        `key` is that of the only row that can match, where it is known, so that nobody need ask for it.
+        """
+
+    def incremented(self, tx: LocalTransaction, token: object) -> None:
+        """The increment announced by `incrementing` has run and has found its rows."""
 
     def uncaptured(self, tx: LocalTransaction, reason: str) -> None:
         """A write is about to run that nobody can undo; `reason` names it for the message."""
