@@ -86,6 +86,23 @@ def test_init_creates_the_tables_once_and_says_so(cli: Callable, database: TestD
     assert (status, "all tables exist" in out) == (0, True)
 
 
+def test_init_upgrades_the_tables_and_refuses_those_of_a_newer_crosstie(
+    cli: Callable, database: TestDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And says from which version to which."""
+    from crosstie.outbox.migrations import change
+    from crosstie.outbox.migrations.version import Version
+
+    cli("init", configuration={"default": database.config})
+    newest, versions = change.newest_version(), change.VERSIONS
+    monkeypatch.setattr(change, "VERSIONS", (*versions, Version(newest + 1, lambda _: None, lambda _: None)))
+    status, out, _ = cli("init")
+    assert (status, f"upgraded from version {newest} to {newest + 1}" in out) == (0, True)
+    monkeypatch.setattr(change, "VERSIONS", versions)
+    status, _, err = cli("init")
+    assert (status, "which a newer crosstie has made" in " ".join(err.split())) == (2, True)
+
+
 SUBSCRIBING = """
 from crosstie.outbox import Event, subscriber
 

@@ -40,6 +40,10 @@ FAULT_POINTS: Final[frozenset[str]] = frozenset(
         "relay.target-committed",
         "relay.acknowledged",
         "relay.source-committed",
+        # a change of crosstie's own tables
+        "migration.table-created",
+        "migration.applied",
+        "migration.taken-back",
     }
 )
 """Every name that the code reaches; arming another is an error, and a test holds the code to this list."""

@@ -18,8 +18,13 @@ __all__ = [
     "NoSubscriber",
     "OutboxError",
     "RelayMisused",
+    "SchemaChangeOffline",
+    "SchemaError",
+    "SchemaInUse",
+    "SchemaTooNew",
     "TargetFailed",
     "UnknownEventType",
+    "UnknownSchemaVersion",
 ]
 
 
@@ -113,3 +118,33 @@ class InboxMissing(TargetFailed):
     """The lane has no row in the target's inbox."""
 
     code: ClassVar[str] = "outbox.inbox-missing"
+
+
+class SchemaError(OutboxError):
+    """crosstie's tables cannot be brought to the version that was asked for."""
+
+    code = "outbox.schema"
+
+
+class SchemaTooNew(SchemaError):
+    """crosstie's tables were made by a newer version of crosstie."""
+
+    code = "outbox.schema-too-new"
+
+
+class UnknownSchemaVersion(SchemaError):
+    """This crosstie has no such version of its tables."""
+
+    code = "outbox.schema-unknown-version"
+
+
+class SchemaInUse(SchemaError):
+    """crosstie's tables hold work that nobody has finished, and dropping them would lose it."""
+
+    code = "outbox.schema-in-use"
+
+
+class SchemaChangeOffline(SchemaError):
+    """crosstie's tables are changed only through a connection, not by a script of SQL."""
+
+    code = "outbox.schema-offline"

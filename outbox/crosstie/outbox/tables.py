@@ -1,4 +1,4 @@
-"""crosstie's own tables, one description for every database.
+"""crosstie's own tables, one description for every database: as the newest version of `migrations` leaves them.
 
 Times are BIGINT milliseconds of the database's own clock. `participant`, `route` and other names come from the
 configuration; they are short ASCII and compared byte by byte.
@@ -6,16 +6,17 @@ configuration; they are short ASCII and compared byte by byte.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import mysql
-from sqlalchemy.schema import CreateIndex, CreateTable, DropTable
 
 from crosstie.orm.clock import now_ms
 from crosstie.orm.database import Database
+from crosstie.outbox.migrations.change import newest_version, upgrade_to
+from crosstie.outbox.migrations.ddl import create_missing, drop_existing
+from crosstie.outbox.migrations.history import history
+from crosstie.outbox.migrations.lock import alone
 
 __all__ = [
     "METADATA",
@@ -29,6 +30,8 @@ __all__ = [
     "outbox",
     "route",
     "saga",
+    "schema",
+    "tables_for",
     "tick",
 ]
 
@@ -106,6 +109,12 @@ outbox: Final = sa.Table(
     # ddl_if takes a tuple of dialects, by its documentation if not by its annotation.
     sa.UniqueConstraint("id", name="crosstie_outbox_id").ddl_if(dialect=("mysql", "mariadb")),  # type: ignore[arg-type]
     **_MYSQL,
+    # Every row of the outbox is deleted within seconds: by the default thresholds dead rows would pile up.
+    postgresql_with={
+        "autovacuum_vacuum_scale_factor": 0,
+        "autovacuum_vacuum_threshold": 1000,
+        "autovacuum_vacuum_cost_delay": 0,
+    },
 )
 _SQLITE_OUTBOX: Final = sa.Table(
     # SQLite numbers rows only through INTEGER PRIMARY KEY, so the order of a lane is an index there.
@@ -195,53 +204,33 @@ finding: Final = sa.Table(
 )
 
 
-def _tables(database: Database) -> list[sa.Table]:
-    if database.kind == "sqlite":
+schema: Final = history.to_metadata(METADATA)
+
+
+def tables_for(kind: str) -> list[sa.Table]:
+    """The tables as a kind of database has them, in the order of their making."""
+    if kind == "sqlite":
         return [_SQLITE_OUTBOX if table is outbox else table for table in METADATA.sorted_tables]
     return METADATA.sorted_tables
 
 
 def create_tables(database: Database) -> list[str]:
-    """Create the tables that are missing; returns their names. Safe to repeat, and for several processes at once."""
-    with database.mapped_errors(), database.engine.begin() as connection, _alone(connection):
-        existing = set(sa.inspect(connection).get_table_names())
-        missing = [table for table in _tables(database) if table.name not in existing]
-        for table in missing:
-            connection.execute(CreateTable(table, if_not_exists=True))
-            for index in sorted(table.indexes, key=lambda one: one.name or ""):
-                connection.execute(CreateIndex(index, if_not_exists=database.kind != "mysql"))
-        if database.kind == "postgresql" and outbox.name in {table.name for table in missing}:
-            # Every row of the outbox is deleted within seconds: by the default thresholds dead rows would pile up.
-            connection.exec_driver_sql(
-                "ALTER TABLE crosstie_outbox SET (autovacuum_vacuum_scale_factor = 0,"
-                " autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_cost_delay = 0)"
-            )
-    return [table.name for table in missing]
+    """Bring crosstie's tables to the newest version, and create any that is missing; returns the names of those made.
 
-
-@contextmanager
-def _alone(connection: sa.Connection) -> Iterator[None]:
-    """Keep other processes from creating at the same time; IF NOT EXISTS does not save the loser from an error."""
-    if connection.dialect.name == "sqlite":
-        yield  # the transaction has the database to itself
-    elif connection.dialect.name == "postgresql":
-        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(sa.func.hashtext("crosstie tables"))))
-        yield
-    else:
-        # DDL commits on MySQL and MariaDB, so the lock is the session's. It counts for the whole server.
-        name = sa.func.concat("crosstie_tables_", sa.func.md5(sa.func.database()))
-        connection.execute(sa.select(sa.func.get_lock(name, 60)))
-        try:
-            yield
-        finally:
-            connection.execute(sa.select(sa.func.release_lock(name)))
+    Safe to repeat, and for several processes at once. Raises SchemaTooNew, LockTimeout, DatabaseUnavailable.
+    """
+    with database.mapped_errors(), database.engine.begin() as connection, alone(connection):
+        before = set(sa.inspect(connection).get_table_names())
+        upgrade_to(connection, newest_version())
+        tables = tables_for(database.kind)
+        create_missing(connection, tables)
+    return [table.name for table in tables if table.name not in before]
 
 
 def drop_tables(database: Database) -> None:
     """Drop crosstie's tables and all that is in them."""
     with database.mapped_errors(), database.engine.begin() as connection:
-        for table in reversed(_tables(database)):
-            connection.execute(DropTable(table, if_exists=True))
+        drop_existing(connection, reversed(tables_for(database.kind)))
 
 
 def has_tables(database: Database) -> bool:

@@ -14,6 +14,7 @@ import typer
 
 from crosstie.orm.connection import ConnectionManager
 from crosstie.orm.errors import CrosstieError
+from crosstie.outbox.migrations import current_version, newest_version
 from crosstie.outbox.tables import create_tables
 from crosstie.workers import presentation
 from crosstie.workers.audit_command import audit
@@ -110,7 +111,7 @@ def _celery(arguments: list[str]) -> int:
 
 @cli.command()
 def init(imports: Imports = None) -> None:
-    """Create crosstie's tables in every writable database, and write the subscriptions into them.
+    """Bring crosstie's tables in every writable database to the newest version, and write the subscriptions into them.
 
     Safe to repeat: what exists is left as it is.
     """
@@ -119,6 +120,7 @@ def init(imports: Imports = None) -> None:
     for name in ConnectionManager.names(writable=True):
         database = ConnectionManager.get(name)
         try:
+            before = current_version(database)
             made = create_tables(database)
             report = sync_subscriptions(name)
         except CrosstieError as error:
@@ -128,6 +130,7 @@ def init(imports: Imports = None) -> None:
             presentation.show_line(
                 f"{name} ({database.settings.address()}): "
                 + (f"created {', '.join(made)}" if made else "all tables exist")
+                + (f"; upgraded from version {before} to {newest_version()}" if 0 < before < newest_version() else "")
                 + "".join(f"; events {type_!r} go to {route!r}" for route, type_ in report.added.get(name, ()))
             )
     if failed:
