@@ -28,6 +28,7 @@ __all__ = [
     "AuditSettings",
     "ConnectionSettings",
     "OutboxSettings",
+    "RelationSettings",
     "SagaSettings",
     "Settings",
     "load_settings",
@@ -134,6 +135,12 @@ class OutboxSettings(_Section):
     lease_s: Annotated[float, Field(gt=0)] = 30.0
 
 
+class RelationSettings(_Section):
+    """Loading of relations; `lazy_loads` for one relation and the records of one query are warned of, None: never."""
+
+    lazy_loads: Annotated[int, Field(ge=2)] | None = None
+
+
 class AuditSettings(_Section):
     """Scheduled audits: a five-field cron line, UTC, or None for no schedule."""
 
@@ -159,6 +166,7 @@ class Settings(BaseSettings):
     broker_url: SecretStr | None = None
     queue: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,120}$")] | None = None
     sweep_interval_s: Annotated[float, Field(gt=0)] = 1.0
+    relations: RelationSettings = Field(default_factory=RelationSettings)
     saga: SagaSettings = Field(default_factory=SagaSettings)
     outbox: OutboxSettings = Field(default_factory=OutboxSettings)
     audit: AuditSettings = Field(default_factory=AuditSettings)
@@ -224,7 +232,12 @@ def _complaints(error: ValidationError) -> Iterator[str]:
 
 
 def _valid_keys(location: tuple[int | str, ...]) -> list[str]:
-    sections: dict[str, type[BaseModel]] = {"saga": SagaSettings, "outbox": OutboxSettings, "audit": AuditSettings}
+    sections: dict[str, type[BaseModel]] = {
+        "relations": RelationSettings,
+        "saga": SagaSettings,
+        "outbox": OutboxSettings,
+        "audit": AuditSettings,
+    }
     if location[0] == "connections" and len(location) > 2:
         return list(ConnectionSettings.model_fields)
     if len(location) > 1 and str(location[0]) in sections:

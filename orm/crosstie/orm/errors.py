@@ -21,6 +21,7 @@ __all__ = [
     "DuplicateKey",
     "IntegrityViolation",
     "InvalidQuery",
+    "LazyLoadWarning",
     "LockTimeout",
     "ModelDefinitionError",
     "MultipleRecords",
@@ -31,6 +32,7 @@ __all__ = [
     "RecordNotFound",
     "ReferenceTypeMismatch",
     "StaleRecord",
+    "StrictLoadingViolation",
     "TransactionPoisoned",
     "UnknownConnection",
 ]
@@ -119,6 +121,12 @@ class ReferenceTypeMismatch(InvalidQuery):
     code = "query.reference-type-mismatch"
 
 
+class StrictLoadingViolation(CrosstieError):
+    """A relation was loaded lazily where strict loading forbids it."""
+
+    code = "relation.strict-loading"
+
+
 class DatabaseError(CrosstieError):
     """A database refused a statement."""
 
@@ -184,3 +192,7 @@ class CommitInDoubt(DatabaseError):
 
 class CrossDatabaseWriteWarning(UserWarning):
     """A write went to a second database inside a plain transaction of another; use a saga."""
+
+
+class LazyLoadWarning(UserWarning):
+    """A relation was loaded lazily against strict loading, or for many records of one query, one by one."""

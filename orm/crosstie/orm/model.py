@@ -18,6 +18,7 @@ from crosstie.orm.query import Query
 from crosstie.orm.reading import find_first
 from crosstie.orm.registry import registry
 from crosstie.orm.relation import Relation
+from crosstie.orm.strictness import Strictness
 from crosstie.orm.transaction import LocalTransaction, transaction
 
 __all__ = ["ActiveRecord"]
@@ -54,6 +55,7 @@ class ActiveRecord(BaseModel):
     __primary_key__: ClassVar[tuple[str, ...]] = ()
     __stamped_on_insert__: ClassVar[tuple[str, ...]] = ()
     __stamped_on_update__: ClassVar[tuple[str, ...]] = ()
+    __strict_loading__: ClassVar[Strictness | None] = None
 
     __table__: ClassVar[_TableOf] = _TableOf()
     c: ClassVar[_ColumnsOf] = _ColumnsOf()

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import sqlalchemy as sa
 
-from crosstie.orm import bulk, eager
+from crosstie.orm import bulk
 from crosstie.orm.condition import Condition, Expression, all_of, keyword, require_one_database, require_one_table
 from crosstie.orm.errors import InvalidQuery, MultipleRecords, RecordNotFound
 from crosstie.orm.mapping import TableMapping, mapping_of
 from crosstie.orm.reading import fetch, reading
+from crosstie.orm.relation_query import Plan, RelationQuery
 
 if TYPE_CHECKING:
     from crosstie.orm.database import Database
@@ -22,14 +23,14 @@ __all__ = ["Query"]
 M = TypeVar("M", bound="ActiveRecord")
 
 
-class Query(Generic[M]):
+class Query(RelationQuery[M]):
     """Rows of one model that meet all conditions.
 
     Every method that narrows or orders returns a new query. Names are checked when they are given: an unknown field or
     relation raises InvalidQuery, a table of another database CrossDatabaseQuery. Iterating loads all rows.
     """
 
-    __slots__ = ("_conditions", "_eager", "_limit", "_mapping", "_model", "_offset", "_order")
+    __slots__ = ("_conditions", "_limit", "_mapping", "_model", "_offset", "_order", "_plan")
 
     def __init__(self, model: type[M]) -> None:
         self._model = model
@@ -38,7 +39,7 @@ class Query(Generic[M]):
         self._order: tuple[sa.ColumnElement[Any], ...] = ()
         self._limit: int | None = None
         self._offset: int | None = None
-        self._eager: tuple[str, ...] = ()
+        self._plan = Plan()
 
     def __repr__(self) -> str:
         return f"Query({self._model.__qualname__}, {len(self._conditions)} conditions)"
@@ -74,12 +75,6 @@ class Query(Generic[M]):
     def offset(self, count: int | None) -> Self:
         """Without the first `count` rows."""
         return self._with(_offset=_count_of(count, "offset"))
-
-    def with_(self, *paths: str) -> Self:
-        """Load these relations with the rows, each in one query: `with_("posts", "posts.comments")`."""
-        for path in paths:
-            eager.require_path(self._model, path)
-        return self._with(_eager=(*self._eager, *paths))
 
     # -- reading --------------------------------------------------------------------------------------------
 
@@ -163,8 +158,7 @@ class Query(Generic[M]):
         with reading(self._mapping) as (connection, database):
             columns = [field.column for field in self._mapping.fields.values()]
             found: list[M] = fetch(self._mapping, connection, self._select(database, columns, limit, order))
-        if found and self._eager:
-            eager.load_paths(self._model, found, self._eager)
+        self._plan.complete(self._model, found)
         return found
 
     def _select(

@@ -11,13 +11,21 @@ from typing import TYPE_CHECKING, Any, Final
 from crosstie.orm.errors import InvalidQuery
 
 if TYPE_CHECKING:
+    from crosstie.orm.link import Link
     from crosstie.orm.model import ActiveRecord
-    from crosstie.orm.relation import Link, Relation
+    from crosstie.orm.relation import Relation
 
-__all__ = ["MISSING", "assign", "forget", "forget_all", "recall", "remember", "set_back"]
+__all__ = ["LOAD", "MISSING", "assign", "count_name", "forget", "forget_all", "recall", "remember", "set_back"]
 
 MISSING: Final = object()
 """Nothing was loaded; None is a loaded answer."""
+LOAD: Final = ""
+"""In the place of a relation's name: what the records of one query share."""
+
+
+def count_name(name: str) -> str:
+    """In the place of a relation's name: how many records it leads to."""
+    return f"{name}#count"
 
 
 def _kept(record: ActiveRecord) -> dict[str, tuple[Any, Any]] | None:
@@ -55,8 +63,11 @@ def forget(record: ActiveRecord, name: str) -> None:
 
 def forget_all(record: ActiveRecord) -> None:
     """Drop what every relation has loaded."""
+    load = recall(record, LOAD, None)
     if _kept(record) is not None:
         object.__delattr__(record, "_related")
+    if load is not MISSING:
+        remember(record, LOAD, None, load)
 
 
 def set_back(found: Iterable[ActiveRecord], link: Link, record: ActiveRecord) -> None:
