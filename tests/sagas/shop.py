@@ -51,7 +51,7 @@ SKUS = ["keep", "change", "delete", "count"]
 def create_shop(names: Iterable[str], tags: Iterable[str] = ("",)) -> None:
     """Create the tables of these databases, with four rows for each tag in each; a tag is a prefix of the sku."""
     for model in MODELS:
-        if model.__connection__ in names:
+        if str(model.__connection__) in names:
             model.create_table()
             for sku in [tag + sku for tag in tags for sku in SKUS]:
                 model(**({"sku": sku, "amount": Decimal("1.50")} if model is Order else {"sku": sku})).save()

@@ -4,6 +4,7 @@ from crosstie.orm.connection import ConnectionManager
 from crosstie.orm.database import Database
 from crosstie.orm.errors import CrosstieError
 from crosstie.orm.model import ActiveRecord
+from crosstie.orm.placement import ShardMap, Tenants, connected_to
 from crosstie.orm.query import Query
 from crosstie.orm.reference import Reference, references
 from crosstie.orm.registry import metadata
@@ -17,6 +18,9 @@ __all__ = [
     "LocalTransaction",
     "Query",
     "Reference",
+    "ShardMap",
+    "Tenants",
+    "connected_to",
     "metadata",
     "open_transactions",
     "references",

@@ -131,10 +131,10 @@ def require_one_database(mapping: TableMapping, element: sa.ClauseElement) -> No
         if table is None:
             continue
         info: Mapping[Any, Any] = table.info
-        other = info.get("crosstie.connection", mapping.connection)
-        if other != mapping.connection:
+        other = info.get("crosstie.connection", mapping.place)
+        if other != mapping.place:
             raise CrossDatabaseQuery(
-                f"{mapping.model.__qualname__} is in database {mapping.connection!r} and the condition uses table "
+                f"{mapping.model.__qualname__} is in database {mapping.place!r} and the condition uses table "
                 f"{table.name!r} of database {other!r}: no statement reaches both. Read the keys from one first and "
                 "pass them to the other as a list."
             )

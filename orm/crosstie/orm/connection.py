@@ -66,6 +66,14 @@ class ConnectionManager:
         return database
 
     @classmethod
+    def is_configured(cls, name: str) -> bool:
+        """Whether there is a database of this name."""
+        if name in cls._databases:
+            return True
+        cls.settings()
+        return name in cls._databases
+
+    @classmethod
     def names(cls, *, writable: bool = False) -> list[str]:
         """The configured names in the order given; `writable` leaves out those marked `read_only`."""
         cls.settings()

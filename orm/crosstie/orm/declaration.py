@@ -6,10 +6,11 @@ declares a table of its own never takes over the connection of another model tha
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from crosstie.orm.column import markers
 from crosstie.orm.errors import ModelDefinitionError
+from crosstie.orm.placement import Computed, Place, Placement
 
 if TYPE_CHECKING:
     from crosstie.orm.model import ActiveRecord
@@ -50,14 +51,15 @@ def table_name_of(model: type) -> str | None:
     return name
 
 
-def connection_of(model: type) -> tuple[str, tuple[str, ...]]:
-    """The names of a class's connection and of its read connections. Raises ModelDefinitionError."""
+def connection_of(model: type) -> tuple[Place, tuple[Place, ...]]:
+    """A class's connection and its read connections: names, or rules that find one. Raises ModelDefinitionError."""
     provider = next((base for base in model.__mro__ if "__connection__" in vars(base)), None)
-    name = None if provider is None else vars(provider)["__connection__"]
-    if provider is None or not isinstance(name, str) or not name:
+    name = None if provider is None else _place(vars(provider)["__connection__"])
+    if provider is None or not name:
+        found = None if provider is None else vars(provider)["__connection__"]
         raise ModelDefinitionError(
             f'{model.__qualname__} has a table but no connection: expected __connection__ = "<a name given to '
-            f'ConnectionManager.configure>" and found {name!r}.'
+            f'ConnectionManager.configure>", Tenants(...), ShardMap(...) or a function, and found {found!r}.'
         )
     nearer = model.__mro__[: model.__mro__.index(provider) + 1]
     table = table_name_of(model)
@@ -71,9 +73,20 @@ def connection_of(model: type) -> tuple[str, tuple[str, ...]]:
     replicas = next((vars(base)["__read_connection__"] for base in nearer if "__read_connection__" in vars(base)), None)
     if replicas is None:
         return name, ()
-    names = (replicas,) if isinstance(replicas, str) else tuple(replicas)
-    if not all(isinstance(one, str) and one for one in names):
+    names = tuple(_place(one) for one in (replicas if isinstance(replicas, tuple | list) else (replicas,)))
+    if not all(names):
         raise ModelDefinitionError(
             f"{model.__qualname__}: expected __read_connection__ to be a name or several, and found {replicas!r}."
         )
-    return name, names
+    if isinstance(name, Placement) and any(isinstance(one, str) for one in names):
+        raise ModelDefinitionError(
+            f"{model.__qualname__} is written to {name!r} and would be read from {replicas!r}, one database for all of "
+            "them: expected __read_connection__ to be found by the same choice, as in Tenants('tenant_{tenant}_copy')."
+        )
+    return name, cast("tuple[Place, ...]", names)
+
+
+def _place(declared: object) -> Place | None:
+    if isinstance(declared, str | Placement):
+        return declared or None
+    return Computed(declared) if callable(declared) else None

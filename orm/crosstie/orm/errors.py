@@ -26,6 +26,7 @@ __all__ = [
     "ModelDefinitionError",
     "MultipleRecords",
     "NoSuchTable",
+    "NoTenantChosen",
     "PoolExhausted",
     "ReadOnlyConnection",
     "RecordInvalid",
@@ -35,6 +36,8 @@ __all__ = [
     "StrictLoadingViolation",
     "TransactionPoisoned",
     "UnknownConnection",
+    "WritesPrevented",
+    "WrongTenant",
 ]
 
 
@@ -76,6 +79,24 @@ class ReadOnlyConnection(CrosstieError):
     """A write was meant for a connection that is configured read_only."""
 
     code = "connection.read-only"
+
+
+class WritesPrevented(ReadOnlyConnection):
+    """A write was meant inside `prevent_writes()`."""
+
+    code = "connection.writes-prevented"
+
+
+class NoTenantChosen(CrosstieError):
+    """A model is in a database for each tenant or shard, and none is chosen here."""
+
+    code = "connection.no-tenant"
+
+
+class WrongTenant(CrosstieError):
+    """A record of one tenant's or shard's database was used while another is chosen."""
+
+    code = "connection.wrong-tenant"
 
 
 class RecordInvalid(CrosstieError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import sqlalchemy as sa
 from pydantic import TypeAdapter, ValidationError
@@ -16,6 +16,7 @@ from crosstie.orm.column import INT64, Check, Column, FieldType, field_type, mar
 from crosstie.orm.configuration import nearest
 from crosstie.orm.declaration import connection_of, key_names, relations_of, table_name_of
 from crosstie.orm.errors import InvalidQuery, ModelDefinitionError
+from crosstie.orm.placement import resolve
 
 if TYPE_CHECKING:
     from crosstie.orm.model import ActiveRecord
@@ -92,8 +93,29 @@ class Columns:
         return list(self._mapping.fields)
 
 
+class _ConnectionNow:
+    """The name of the connection, resolved at each access; a model with one database has it as a plain attribute."""
+
+    def __get__(self, mapping: TableMapping, owner: type[TableMapping]) -> str:
+        return resolve(mapping.place)
+
+
+class _ReadConnectionsNow:
+    def __get__(self, mapping: TableMapping, owner: type[TableMapping]) -> tuple[str, ...]:
+        return tuple(resolve(place) for place in mapping.read_places)
+
+
 class TableMapping:
-    """Everything about a model that its statements need; one per model, made once."""
+    """Everything about a model that its statements need; one per model, made once.
+
+    `connection` and `read_connections` are names of configured databases. Where the model `is_placed`, they are
+    resolved whenever they are asked for, and raise NoTenantChosen and UnknownConnection: ask once for a statement.
+    """
+
+    any_placed: ClassVar[bool] = False
+    """Whether this process has a model whose database is decided for each statement."""
+    connection = _ConnectionNow()
+    read_connections = _ReadConnectionsNow()
 
     def __init__(self, model: type[ActiveRecord]) -> None:
         table_name = table_name_of(model)
@@ -105,7 +127,14 @@ class TableMapping:
         if not model.__pydantic_complete__:
             _complete(model)
         self.model = model
-        self.connection, self.read_connections = connection_of(model)
+        self.place, self.read_places = connection_of(model)
+        self.is_placed = not isinstance(self.place, str)
+        if isinstance(self.place, str):
+            self.__dict__["connection"] = self.place
+        else:
+            TableMapping.any_placed = True
+        if all(isinstance(place, str) for place in self.read_places):
+            self.__dict__["read_connections"] = self.read_places
         self.relations: dict[str, Relation[Any]] = relations_of(model)
         self.fields = dict(self._mapped_fields())
         self.key: tuple[MappedField, ...] = tuple(self.fields[name] for name in key_names(model))
@@ -123,7 +152,7 @@ class TableMapping:
             mysql_charset="utf8mb4",
             mariadb_engine="InnoDB",
             mariadb_charset="utf8mb4",
-            info={"crosstie.connection": self.connection, "crosstie.model": model.__qualname__},
+            info={"crosstie.connection": self.place, "crosstie.model": model.__qualname__},
         )
         self.field_of_column = {field.column.name: field for field in self.fields.values()}
         self.mutable = tuple(name for name, field in self.fields.items() if field.mutable)

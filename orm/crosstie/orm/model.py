@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -14,6 +15,8 @@ from crosstie.orm import state as record_state
 from crosstie.orm.declaration import connection_of, relations_of, table_name_of
 from crosstie.orm.errors import InvalidQuery, ModelDefinitionError, RecordNotFound, StaleRecord
 from crosstie.orm.mapping import Columns, mapping_of
+from crosstie.orm.origin import mark_origin, origin_of, require_origin
+from crosstie.orm.placement import Placement
 from crosstie.orm.query import Query
 from crosstie.orm.reading import find_first
 from crosstie.orm.registry import registry
@@ -40,18 +43,19 @@ class ActiveRecord(BaseModel):
     """A record is a row: `User.find_by(name="x")`, `user.save()`, `user.posts()`.
 
     A model says `__table_name__` and `__connection__`, the name of a configured database, and maybe
-    `__read_connection__`, the name of a replica of it (or several). Fields are pydantic fields: values are validated
+    `__read_connection__`, the name of a replica of it (or several); or, instead of a name, `Tenants(...)`,
+    `ShardMap(...)` or a function, which find it for each statement. Fields are pydantic fields: values are validated
     when they are given and when they are assigned, with pydantic's ValidationError.
     """
 
-    __slots__ = ("_related", "_state")
+    __slots__ = ("_origin", "_related", "_state")
 
     model_config = ConfigDict(validate_assignment=True, extra="forbid", ignored_types=(Relation,))
 
     __table_name__: ClassVar[str | None] = None
     if TYPE_CHECKING:  # a value here would be everybody's connection
-        __connection__: ClassVar[str]
-        __read_connection__: ClassVar[str | tuple[str, ...]]
+        __connection__: ClassVar[str | Placement | Callable[[], str]]
+        __read_connection__: ClassVar[str | Placement | tuple[str | Placement, ...]]
     __primary_key__: ClassVar[tuple[str, ...]] = ()
     __stamped_on_insert__: ClassVar[tuple[str, ...]] = ()
     __stamped_on_update__: ClassVar[tuple[str, ...]] = ()
@@ -235,6 +239,7 @@ class ActiveRecord(BaseModel):
             )
         if record_state.is_deleted(self):
             raise StaleRecord(f"{action}() expected a row, and this {type(self).__qualname__} was deleted.")
+        require_origin(self, mapping_of(type(self)))
 
     # -- attributes, pickling -------------------------------------------------------------------------------
 
@@ -272,14 +277,16 @@ class ActiveRecord(BaseModel):
         """Pickling keeps whether the record is new, loaded or deleted, and drops what its relations have loaded."""
         state = record_state.state_of(self)
         kept = "deleted" if state is record_state.DELETED else None if state is None else dict(state)
-        return {**super().__getstate__(), "crosstie_state": kept}
+        return {**super().__getstate__(), "crosstie_state": kept, "crosstie_origin": origin_of(self)}
 
     def __setstate__(self, state: dict[Any, Any]) -> None:
         """Take back what `__getstate__` gave."""
-        kept = state.pop("crosstie_state")
+        kept, origin = state.pop("crosstie_state"), state.pop("crosstie_origin", None)
         super().__setstate__(state)
         if kept is not None:
             record_state.set_state(self, record_state.DELETED if kept == "deleted" else kept or record_state.LOADED)
+        if origin is not None:
+            mark_origin((self,), origin)
 
 
 def _relation(model: type[ActiveRecord], name: str) -> Relation[Any] | None:

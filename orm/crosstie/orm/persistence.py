@@ -16,6 +16,7 @@ from crosstie.orm import state as record_state
 from crosstie.orm.database import Database
 from crosstie.orm.errors import InvalidQuery, RecordInvalid, StaleRecord
 from crosstie.orm.mapping import MappedField, TableMapping
+from crosstie.orm.origin import mark_origin
 from crosstie.orm.sql_types import ExactDecimal
 from crosstie.orm.writing import Write, checked, key_condition, row_key, writing
 
@@ -37,13 +38,15 @@ def insert(record: ActiveRecord, mapping: TableMapping) -> None:
     statement = mapping.statements.get("insert")
     if statement is None:
         statement = mapping.statements["insert"] = sa.insert(mapping.table)
-    with writing(mapping) as (connection, _, tx):
+    with writing(mapping) as (connection, database, tx):
         result = connection.execute(statement, row)
         if generated is not None:
             assert result.inserted_primary_key is not None
             filled[generated.name] = result.inserted_primary_key[0]
         held.update(filled)
         record_state.mark_loaded(record, mapping.mutable)
+        if mapping.is_placed:
+            mark_origin((record,), database.name)
         if tx is None:
             return
         tx.on_rollback(lambda: _make_new(record, filled))

@@ -12,6 +12,7 @@ from crosstie.orm.connection import ConnectionManager
 from crosstie.orm.database import Database
 from crosstie.orm.loader import make_loader, result_processors
 from crosstie.orm.mapping import MappedField, TableMapping
+from crosstie.orm.origin import mark_origin
 from crosstie.orm.routing import router
 from crosstie.orm.transaction import statement_connection
 
@@ -47,6 +48,10 @@ def fetch(
         records: list[Any] = load(rows)
     finally:
         result.close()
+    if mapping.is_placed:
+        # A replica has no rows of its own: its records are saved to the primary of the same choice.
+        origin = mapping.connection if mapping.read_places else connection.engine.logging_name
+        mark_origin(records, origin or mapping.connection)
     return records
 
 

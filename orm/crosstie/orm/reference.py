@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from crosstie.orm.mapping import mapping_of
+from crosstie.orm.placement import connections_of
 from crosstie.orm.registry import registry
 
 if TYPE_CHECKING:
@@ -48,7 +49,9 @@ class Reference:
 def references(models: Iterable[type[ActiveRecord]] | None = None, *, crossing_only: bool = False) -> list[Reference]:
     """The references that `BelongsTo` relations declare, each once, in the order of definition.
 
-    `models` defaults to every model defined. Raises what resolving a relation raises: ModelDefinitionError,
+    A model in a database for each tenant or shard has a reference for each that is configured; one whose database a
+    function tells has none, because nobody can list what a function may return. `models` defaults to every model
+    defined. Raises what resolving a relation raises: ModelDefinitionError,
     AmbiguousModel, ReferenceTypeMismatch.
     """
     found: dict[str, Reference] = {}
@@ -56,16 +59,17 @@ def references(models: Iterable[type[ActiveRecord]] | None = None, *, crossing_o
         child = mapping_of(model)
         for relation in child.belongs_to():
             link = relation.link(model)
-            reference = Reference(
-                child_model=model,
-                child_table=child.table,
-                child_column=link.near.column,
-                child_connection=child.connection,
-                parent_model=link.target.model,
-                parent_table=link.target.table,
-                parent_column=link.far.column,
-                parent_connection=link.target.connection,
-            )
-            if reference.is_crossing or not crossing_only:
-                found.setdefault(reference.name, reference)
+            for child_connection, parent_connection in connections_of(child.place, link.target.place):
+                reference = Reference(
+                    child_model=model,
+                    child_table=child.table,
+                    child_column=link.near.column,
+                    child_connection=child_connection,
+                    parent_model=link.target.model,
+                    parent_table=link.target.table,
+                    parent_column=link.far.column,
+                    parent_connection=parent_connection,
+                )
+                if reference.is_crossing or not crossing_only:
+                    found.setdefault(reference.name, reference)
     return list(found.values())

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any, Final
 import sqlalchemy as sa
 
 from crosstie.orm.configuration import nearest
+from crosstie.orm.declaration import connection_of
 from crosstie.orm.errors import AmbiguousModel, ModelDefinitionError
+from crosstie.orm.placement import Placement
 
 if TYPE_CHECKING:
     from crosstie.orm.model import ActiveRecord
@@ -96,7 +98,8 @@ def metadata(connection: str) -> sa.MetaData:
     collected = sa.MetaData()
     origin: dict[str, type[ActiveRecord]] = {}
     for model in registry.models():
-        if model.__connection__ != connection:
+        place, _ = connection_of(model)
+        if not (place.may_be(connection) if isinstance(place, Placement) else place == connection):
             continue
         table = model.__table__
         former = origin.setdefault(table.key, model)

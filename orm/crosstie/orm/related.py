@@ -1,6 +1,7 @@
 """What a record's relations have loaded, kept in the slot `_related` and so out of comparison, dumps and copies.
 
-Each value is kept with the key that it was loaded for: when the record's key changes, the value no longer counts.
+Each value is kept with the key that it was loaded for: when the record's key changes, the value no longer counts. Where
+the other model's database is chosen for each statement, the value counts only while the same one is chosen.
 """
 
 from __future__ import annotations
@@ -9,6 +10,9 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final
 
 from crosstie.orm.errors import InvalidQuery
+from crosstie.orm.mapping import TableMapping, mapping_of
+from crosstie.orm.origin import require_origin
+from crosstie.orm.placement import chosen
 
 if TYPE_CHECKING:
     from crosstie.orm.link import Link
@@ -28,9 +32,9 @@ def count_name(name: str) -> str:
     return f"{name}#count"
 
 
-def _kept(record: ActiveRecord) -> dict[str, tuple[Any, Any]] | None:
+def _kept(record: ActiveRecord) -> dict[str, tuple[Any, Any, Any]] | None:
     try:
-        found: dict[str, tuple[Any, Any]] = object.__getattribute__(record, "_related")
+        found: dict[str, tuple[Any, Any, Any]] = object.__getattribute__(record, "_related")
     except AttributeError:
         return None
     return found
@@ -42,16 +46,34 @@ def recall(record: ActiveRecord, name: str, key: Any) -> Any:
     if kept is None:
         return MISSING
     entry = kept.get(name)
-    return entry[1] if entry is not None and entry[0] == key else MISSING
+    if entry is None or entry[0] != key:
+        return MISSING
+    return entry[1] if entry[2] is None or entry[2] == _scope(record, name) else MISSING
 
 
 def remember(record: ActiveRecord, name: str, key: Any, value: Any) -> None:
     """Keep what relation `name` has loaded for this key."""
     kept = _kept(record)
+    entry = (key, value, _scope(record, name))
     if kept is None:
-        object.__setattr__(record, "_related", {name: (key, value)})
+        object.__setattr__(record, "_related", {name: entry})
     else:
-        kept[name] = (key, value)
+        kept[name] = entry
+
+
+def _scope(record: ActiveRecord, name: str) -> Any:
+    """What must be chosen for a loaded value to count; None for anything. Raises WrongTenant."""
+    if not TableMapping.any_placed:
+        return None
+    mapping = mapping_of(type(record))
+    relation = mapping.relations.get(name)
+    if relation is None:
+        return chosen()
+    target = relation.link(type(record)).target
+    if not target.is_placed:
+        return None
+    require_origin(record, mapping)
+    return target.connection
 
 
 def forget(record: ActiveRecord, name: str) -> None:
