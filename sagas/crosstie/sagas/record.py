@@ -10,7 +10,7 @@ import json
 import secrets
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import sqlalchemy as sa
 
@@ -62,6 +62,18 @@ class SagaRecord:
         return cls(header, row.participant, row.state, row.undo_log, row.attempts, row.quarantine)
 
 
+_INSERT: Final = (
+    sa.insert(records)
+    .inline()
+    .values(
+        created_at_ms=now_ms(),
+        updated_at_ms=now_ms(),
+        expires_at_ms=now_ms() + sa.bindparam("expiry_ms", type_=sa.BigInteger()),
+    )
+)
+"""Built once: every saga runs it in each of its databases."""
+
+
 def insert(
     connection: sa.Connection,
     header: SagaHeader,
@@ -73,22 +85,19 @@ def insert(
 ) -> None:
     """Insert the record of a participant. Raises the driver's duplicate-key error where the register is taken."""
     connection.execute(
-        sa.insert(records)
-        .inline()
-        .values(
-            saga_id=header.saga_id,
-            step=BLOCK_STEP,
-            participant=participant,
-            role="home" if participant == header.home else "branch",
-            state=state,
-            name=header.name,
-            home=header.home,
-            participants=json.dumps(header.participants),
-            undo_log=undo_log,
-            created_at_ms=now_ms(),
-            updated_at_ms=now_ms(),
-            expires_at_ms=now_ms() + int(expiry_s * 1000),
-        )
+        _INSERT,
+        {
+            "saga_id": header.saga_id,
+            "step": BLOCK_STEP,
+            "participant": participant,
+            "role": "home" if participant == header.home else "branch",
+            "state": state,
+            "name": header.name,
+            "home": header.home,
+            "participants": json.dumps(header.participants),
+            "undo_log": undo_log,
+            "expiry_ms": int(expiry_s * 1000),
+        },
     )
 
 
