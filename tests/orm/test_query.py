@@ -159,7 +159,7 @@ def test_first_one_count_exists_and_pluck(items: TestDatabase) -> None:
     assert rows.order_by("id").limit(2).pluck("name") == ["item 1", "item 2"]
     assert rows.where(size=1).order_by("id").pluck("id", "size") == [(2, 1), (4, 1)]
     with pytest.raises(InvalidQuery):
-        rows.pluck()
+        rows.pluck()  # type: ignore[call-overload]
     assert [item.id for item in rows.order_by("id")] == [1, 2, 3, 4, 5]
 
 
@@ -233,7 +233,7 @@ def test_nonsense_is_refused(items: TestDatabase) -> None:
     """A condition that Python has evaluated already, a negative limit, a term that is no name."""
     for condition in (True, False, "name = 'x'", None, 1):
         with pytest.raises(InvalidQuery, match="expected keywords or an expression"):
-            Item.find_all().where(condition)  # type: ignore[arg-type]
+            Item.find_all().where(condition)  # type: ignore[call-overload]
     for count in (-1, 1.5, True, "1"):
         with pytest.raises(InvalidQuery, match="number of rows"):
             Item.find_all().limit(count)  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ from mypy import api
 PROGRAM = """
 from typing import ClassVar, Optional
 
-from crosstie.orm import ActiveRecord
+from crosstie.orm import ActiveRecord, any_of, not_
 from crosstie.orm.field import IntegerPKMixin
 from crosstie.orm.relation import BelongsTo, HasMany, HasOne
 
@@ -43,6 +43,18 @@ reveal_type(User.find_all().all())  # list[User]
 reveal_type(User.find_all().first())  # User | None
 reveal_type(User.find_all().one())  # User
 reveal_type(User.find_all().count())  # int
+reveal_type(User.find_all().last())  # User | None
+reveal_type(User.find_all().where("id > :least", {"least": 1}))  # Query[User]
+reveal_type(User.find_all().where(any_of(not_(id=1), User.c.id > 3)).distinct().for_update())  # Query[User]
+reveal_type(User.find_all().pluck("id"))  # list[Any]
+reveal_type(User.find_all().pluck("id", "username"))  # list[tuple[Any, ...]]
+reveal_type(User.find_all().group_by("username").count())  # dict[Any, int]
+reveal_type(User.find_all().group_by("id", "username").count())  # dict[tuple[Any, ...], int]
+reveal_type(User.find_all().in_batches())  # Iterator[list[User]]
+reveal_type(User.find_all().find_each())  # Iterator[User]
+reveal_type(User.find_all().paginate())  # Page[User]
+reveal_type(User.find_all().paginate().records)  # list[User]
+reveal_type(User.find_all().to_sql())  # str
 reveal_type([one for one in User.find_all()])  # list[User]
 reveal_type(user.posts())  # list[Post]
 reveal_type(user.posts.query())  # Query[Post]
@@ -56,6 +68,7 @@ reveal_type(User.__table__.name)  # str
 reveal_type(User.c.username)  # Column[Any]
 User(usrname="x")  # error: [call-arg]
 User.find_all().wher(id=1)  # error: [attr-defined]
+User.find_all().where("id > 1")  # error: [call-overload]
 user.nothing  # error: [attr-defined]
 user.posts().first()  # error: [attr-defined]
 """

@@ -26,6 +26,9 @@ _LISTS: Final = (list, tuple, set, frozenset)
 class Condition:
     """One condition; how it reads may depend on the database that it is sent to."""
 
+    is_given = False
+    """Whether a user wrote it, so that it may name tables which the query does not read."""
+
     def clause(self, database: Database) -> sa.ColumnElement[bool]:
         """The SQL expression for this database."""
         raise NotImplementedError
@@ -33,6 +36,8 @@ class Condition:
 
 class Expression(Condition):
     """A SQLAlchemy expression, the same for every database; raises CrossDatabaseQuery and InvalidQuery."""
+
+    is_given = True
 
     def __init__(self, mapping: TableMapping, given: object) -> None:
         if isinstance(given, sa.TextClause):

@@ -1,0 +1,34 @@
+"""Row locks of a query: taken inside a transaction, and held until it ends."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import sqlalchemy as sa
+
+from crosstie.orm.errors import InvalidQuery
+from crosstie.orm.mapping import TableMapping
+from crosstie.orm.transaction import active_unit, current
+
+__all__ = ["RowLock"]
+
+
+class RowLock(NamedTuple):
+    """How rows are locked; SQLite, whose transactions exclude all other writers, needs no such words."""
+
+    skip_locked: bool
+    nowait: bool
+
+    def added_to(self, statement: sa.Select[Any]) -> sa.Select[Any]:
+        """The statement, taking the locks."""
+        return statement.with_for_update(skip_locked=self.skip_locked, nowait=self.nowait)
+
+    @staticmethod
+    def require_transaction(mapping: TableMapping) -> None:
+        """Raise InvalidQuery where the locks would be gone before the caller sees the rows."""
+        if current(mapping.connection) is None and active_unit() is None:
+            name = mapping.model.__qualname__
+            raise InvalidQuery(
+                f"for_update() locks rows until the transaction ends, and there is none on {mapping.connection!r}: "
+                f"wrap it in `with {name}.transaction():` or a saga."
+            )
