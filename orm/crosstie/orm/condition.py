@@ -6,6 +6,7 @@ error. Values pass through the field's type on the way in, so that '1' finds the
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Final
@@ -81,8 +82,8 @@ def _member(field: MappedField, values: Collection[Any], database: Database) -> 
         return column.in_(values)
     bind = column.type.dialect_impl(database.dialect).bind_processor(database.dialect)
     raw = list(values) if bind is None else [bind(value) for value in values]
-    if len(raw) <= database.capabilities.parameter_limit and isinstance(raw[0], bytes):
-        return column.in_(values)
+    if isinstance(raw[0], bytes | memoryview):
+        return column.in_(_pieces([bytes(value) for value in raw]))
     try:
         listed = json.dumps(raw)
     except TypeError:
@@ -93,6 +94,16 @@ def _member(field: MappedField, values: Collection[Any], database: Database) -> 
     keys = sa.func.json_each(sa.bindparam("keys", listed, sa.String(), unique=True)).table_valued("value")
     among: sa.ColumnElement[bool] = column.in_(sa.select(keys.c.value))
     return among
+
+
+def _pieces(values: list[bytes]) -> sa.Select[Any]:
+    """Bytes of any number, which JSON does not hold, as one parameter that SQLite cuts into pieces."""
+    ends = list(itertools.accumulate(map(len, values)))
+    places = json.dumps([[end - len(value) + 1, len(value)] for value, end in zip(values, ends, strict=True)])
+    place = sa.func.json_each(sa.bindparam("places", places, sa.String(), unique=True)).table_valued("value")
+    whole = sa.bindparam("keys", b"".join(values), sa.LargeBinary(), unique=True)
+    begin, length = (sa.func.json_extract(place.c.value, path) for path in ("$[0]", "$[1]"))
+    return sa.select(sa.func.substr(whole, begin, length)).select_from(place)
 
 
 class _Comparison(Condition):

@@ -60,7 +60,7 @@ def load_counts(model: type[ActiveRecord], records: Sequence[ActiveRecord], coun
 def _counts(link: Link, keys: list[Any], query: Query[Any]) -> dict[Any, int]:
     last = link.chain[-1]
     found: dict[Any, int] = {}
-    for values in portions(link.target, last.far, [last.far.sought(key) for key in keys]) if keys else ():
+    for values in portions(link.target, [last.far.sought(key) for key in keys]):
         meeting = query.meeting(Membership(last.far, values))
         with reading(link.target) as (connection, database):
             statement = meeting._select(database, [last.far.column, sa.func.count()], None, ())

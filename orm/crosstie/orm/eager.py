@@ -116,13 +116,10 @@ def _load(
 
 def _ask(link: Link, keys: Sequence[Any], query: Query[Any]) -> list[Any]:
     last = link.chain[-1]
-    values = [last.far.sought(key) for key in keys]
-    if not values:
-        return []
-    lists = list(portions(link.target, last.far, values))
+    lists = portions(link.target, [last.far.sought(key) for key in keys])
     if len(lists) > 1 and link.hops and query._order:
         raise InvalidQuery(
-            f"{len(values)} keys of {link.target.model.__qualname__} are too long for one statement, and the answers "
+            f"{len(keys)} keys of {link.target.model.__qualname__} are too long for one statement, and the answers "
             "of several have no common order: load fewer records at once, or leave out order_by()."
         )
     return [one for values in lists for one in query.meeting(Membership(last.far, values)).all()]

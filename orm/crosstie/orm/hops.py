@@ -45,7 +45,7 @@ def _steps(hop: Link, following: Link, keys: list[Any]) -> dict[Any, list[Any]]:
 
     found: dict[Any, list[Any]] = {}
     order = [field.column for field in hop.target.key]
-    for values in portions(hop.target, hop.far, [hop.far.sought(key) for key in keys]) if keys else ():
+    for values in portions(hop.target, [hop.far.sought(key) for key in keys]):
         rows = Query(hop.target.model).meeting(Membership(hop.far, values)).order_by(*order)
         for far, near in rows.pluck(hop.far.name, following.near.name):
             if near is not None:

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from crosstie.orm.connection import ConnectionManager
-from crosstie.orm.mapping import MappedField, TableMapping
+from crosstie.orm.mapping import TableMapping
 
-__all__ = ["portions"]
+__all__ = ["divided", "portions"]
 
 STATEMENT_BYTES: Final = 8_000_000
 """Half of the smallest max_allowed_packet in use, PyMySQL's and MariaDB's 16 MiB."""
@@ -16,18 +16,22 @@ _PLAIN_BYTES: Final = 40
 """A number, a time or a UUID as text, with its quotes and comma."""
 
 
-def portions(mapping: TableMapping, field: MappedField, values: Sequence[Any]) -> Iterator[Sequence[Any]]:
-    """The values in lists that one statement can hold; nearly always one list.
+def portions(mapping: TableMapping, values: Sequence[Any]) -> list[Sequence[Any]]:
+    """The values in lists that one statement on this model can hold; nearly always one list, none of no values.
 
     PostgreSQL and SQLite take a list of any length as one parameter; PyMySQL writes it into the statement's text.
     """
-    if ConnectionManager.get(mapping.connection).kind not in {"mysql", "mariadb"}:
-        yield values
-        return
+    if values and ConnectionManager.get(mapping.connection).kind in {"mysql", "mariadb"}:
+        return list(divided(values, STATEMENT_BYTES))
+    return [values] if values else []
+
+
+def divided(values: Sequence[Any], limit_bytes: int) -> Iterator[Sequence[Any]]:
+    """Consecutive parts whose text is within the limit; a value that is longer makes a part of its own."""
     begin = size = 0
     for position, value in enumerate(values):
         added = _text_bytes(value)
-        if size + added > STATEMENT_BYTES and position > begin:
+        if size + added > limit_bytes and position > begin:
             yield values[begin:position]
             begin, size = position, 0
         size += added

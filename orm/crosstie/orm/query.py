@@ -167,10 +167,11 @@ class Query(RelationQuery[M]):
             counted_field = self._mapping.field(name)
             return int(self._aggregate(counted_field, aggregate.number_of(counted_field, distinct=self._distinct)))
         with reading(self._mapping) as (connection, database):
-            rows = self._select(database, [sa.literal_column("1")], self._limit, ())
-            counted = sa.select(sa.func.count()).select_from(rows.subquery())
             if self._limit is None and self._offset is None:
                 counted = self._select(database, [sa.func.count()], None, ())
+            else:
+                rows = self._select(database, [sa.literal_column("1")], self._limit, ())
+                counted = sa.select(sa.func.count()).select_from(rows.subquery())
             found: int = connection.execute(counted).scalar_one()
         return found
 
