@@ -106,7 +106,7 @@ def metadata(connection: str) -> sa.MetaData:
         if former is not model:
             _require_same_columns(former, model)
             continue
-        table.to_metadata(collected)
+        table.to_metadata(collected).info.clear()  # ours, and Alembic would write it into revisions
     return collected
 
 
