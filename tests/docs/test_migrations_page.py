@@ -68,6 +68,7 @@ def test_the_commands_of_the_page_lead_to_tables_without_a_difference(crash_pair
     assert (program, first) == ("alembic", ["init", "--template", "multidb", "migrations"])
     project = AlembicProject(spawn, databases, environment)
     project.models(MODELS)
+    output = ""
     for _, *arguments in page_commands()[1:]:
         output = project.run(*arguments)
         if "tables of crosstie" in arguments:
