@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import sqlalchemy as sa
 
-from crosstie.orm.database import Database
+from crosstie.orm.departure import Where, depart, together
 from crosstie.orm.errors import InvalidQuery
 from crosstie.orm.mapping import TableMapping
+from crosstie.orm.referrer import referrers
 from crosstie.orm.writing import checked, writing
 
 __all__ = ["delete_rows", "update_rows"]
-
-Where = Callable[[Database], sa.ColumnElement[bool]]
 
 
 def update_rows(mapping: TableMapping, where: Where, values: Mapping[str, Any]) -> int:
@@ -38,8 +37,20 @@ def update_rows(mapping: TableMapping, where: Where, values: Mapping[str, Any]) 
         return matched
 
 
-def delete_rows(mapping: TableMapping, where: Where) -> int:
-    """Delete every row that matches; returns how many there were."""
+def delete_rows(mapping: TableMapping, where: Where, *, limit: int | None = None) -> int:
+    """Delete every row that matches, or `limit` of them; returns how many there were. Raises DeleteRestricted."""
+    references = referrers(mapping)
+    if not references and limit is None:
+        return _delete(mapping, where)
+    with together(mapping.connection):
+        departing = depart(mapping, references, where, limit=limit)
+        # By their keys: the rows that meet the condition may be others by now.
+        deleted = sum(_delete(mapping, condition) for condition in departing.conditions())
+        departing.carry()
+    return deleted
+
+
+def _delete(mapping: TableMapping, where: Where) -> int:
     with writing(mapping) as (connection, database, tx):
         clause = where(database)
         if tx is not None and tx.recorder is not None:

@@ -18,6 +18,7 @@ __all__ = [
     "DatabaseError",
     "DatabaseUnavailable",
     "DeadlockDetected",
+    "DeleteRestricted",
     "DuplicateKey",
     "IntegrityViolation",
     "InvalidQuery",
@@ -103,6 +104,12 @@ class RecordInvalid(CrosstieError):
     """A record cannot be saved with the values that it has."""
 
     code = "record.invalid"
+
+
+class DeleteRestricted(CrosstieError):
+    """Rows of another model refer to the row that was to be deleted, and their reference restricts it."""
+
+    code = "record.delete-restricted"
 
 
 class RecordNotFound(CrosstieError):

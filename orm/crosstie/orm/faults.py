@@ -44,6 +44,8 @@ FAULT_POINTS: Final[frozenset[str]] = frozenset(
         "migration.table-created",
         "migration.applied",
         "migration.taken-back",
+        # a subscriber that deletes or nulls the children of deleted parents
+        "reference.released",
     }
 )
 """Every name that the code reaches; arming another is an error, and a test holds the code to this list."""

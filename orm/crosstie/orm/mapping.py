@@ -205,6 +205,11 @@ class TableMapping:
         """The relations whose foreign key is a column of this table."""
         return cast("list[BelongsTo[Any]]", [one for one in self.relations.values() if one.key_is_here])
 
+    @cached_property
+    def validated(self) -> tuple[BelongsTo[Any], ...]:
+        """Those of them whose parent must exist when a record is saved."""
+        return tuple(one for one in self.belongs_to() if one.validate)
+
     def _mapped_fields(self) -> Iterator[tuple[str, MappedField]]:
         keys = key_names(self.model)
         references = {relation.foreign_key for relation in self.relations.values() if relation.key_is_here}

@@ -14,9 +14,12 @@ import sqlalchemy as sa
 
 from crosstie.orm import state as record_state
 from crosstie.orm.database import Database
+from crosstie.orm.departure import depart, together
 from crosstie.orm.errors import InvalidQuery, RecordInvalid, StaleRecord
 from crosstie.orm.mapping import MappedField, TableMapping
 from crosstie.orm.origin import mark_origin
+from crosstie.orm.parentage import require_parents
+from crosstie.orm.referrer import referrers
 from crosstie.orm.sql_types import ExactDecimal
 from crosstie.orm.writing import Write, checked, key_condition, row_key, writing
 
@@ -35,6 +38,8 @@ def insert(record: ActiveRecord, mapping: TableMapping) -> None:
     if generated is not None and held.get(generated.name) is not None:
         generated = None  # the caller chose the key
     row = _row(record, (field for field in mapping.fields.values() if field is not generated), filled)
+    if mapping.validated:
+        require_parents(record, mapping)
     statement = mapping.statements.get("insert")
     if statement is None:
         statement = mapping.statements["insert"] = sa.insert(mapping.table)
@@ -79,6 +84,8 @@ def update(record: ActiveRecord, mapping: TableMapping) -> None:
     stamps = {name: model.current_time() for name in model.__stamped_on_update__ if name not in old}
     old |= {name: held[name] for name in stamps}
     row = _row(record, (field for field in mapping.fields.values() if field.name in old), stamps)
+    if mapping.validated:
+        require_parents(record, mapping, changed=old)
     with writing(mapping) as write:
         _update_row(record, mapping, row, write)
         held.update(stamps)
@@ -112,7 +119,18 @@ def _update_row(record: ActiveRecord, mapping: TableMapping, row: Mapping[str, A
 
 
 def delete(record: ActiveRecord, mapping: TableMapping) -> None:
-    """Delete the record's row. Raises StaleRecord where it has vanished."""
+    """Delete the record's row. Raises StaleRecord where it has vanished, DeleteRestricted."""
+    references = referrers(mapping)
+    if not references:
+        _delete_row(record, mapping)
+        return
+    with together(mapping.connection):
+        departing = depart(mapping, references, lambda _: key_condition(record, mapping))
+        _delete_row(record, mapping)
+        departing.carry()
+
+
+def _delete_row(record: ActiveRecord, mapping: TableMapping) -> None:
     before = record_state.state_of(record)
     assert before is not None
     statement = mapping.statements.get("delete")

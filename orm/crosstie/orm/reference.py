@@ -14,6 +14,7 @@ from crosstie.orm.registry import registry
 
 if TYPE_CHECKING:
     from crosstie.orm.model import ActiveRecord
+    from crosstie.orm.on_delete import OnDelete
 
 __all__ = ["Reference", "references"]
 
@@ -30,6 +31,7 @@ class Reference:
     parent_table: sa.Table
     parent_column: sa.Column[Any]
     parent_connection: str
+    on_delete: OnDelete = "none"
 
     @property
     def name(self) -> str:
@@ -69,6 +71,7 @@ def references(models: Iterable[type[ActiveRecord]] | None = None, *, crossing_o
                     parent_table=link.target.table,
                     parent_column=link.far.column,
                     parent_connection=parent_connection,
+                    on_delete=relation.on_delete,
                 )
                 if reference.is_crossing or not crossing_only:
                     found.setdefault(reference.name, reference)

@@ -16,6 +16,7 @@ from crosstie.orm.errors import ModelDefinitionError
 from crosstie.orm.far_side import Many, One
 from crosstie.orm.link import Link, joined, mapped_field, target_in
 from crosstie.orm.mapping import TableMapping, mapping_of
+from crosstie.orm.on_delete import OnDelete, require_on_delete
 from crosstie.orm.registry import registry
 
 if TYPE_CHECKING:
@@ -193,9 +194,27 @@ class HasOne(Has[T]):
 
 
 class BelongsTo(Relation[T]):
-    """The row of another model to whose key `foreign_key`, a field of this model, refers."""
+    """The row of another model to whose key `foreign_key`, a field of this model, refers.
+
+    `validate` has `save()` look whether that row exists. `on_delete` says what becomes of this model's rows when that
+    row is deleted through the ORM: `restrict` refuses the delete, `cascade` deletes them and `set_null` takes their
+    reference away, both soon after and by the outbox. Raises ModelDefinitionError for another word.
+    """
 
     key_is_here = True
+
+    def __init__(
+        self,
+        *,
+        foreign_key: str,
+        inverse_of: str | None = None,
+        primary_key: str | None = None,
+        validate: bool = False,
+        on_delete: OnDelete = "none",
+    ) -> None:
+        super().__init__(foreign_key=foreign_key, inverse_of=inverse_of, primary_key=primary_key)
+        self.validate = validate
+        self.on_delete: OnDelete = require_on_delete(on_delete)
 
     @overload
     def __get__(self, instance: None, owner: type[Any]) -> Self: ...

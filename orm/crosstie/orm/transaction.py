@@ -416,7 +416,7 @@ def statement_connection(name: str, *, write: bool) -> Iterator[sa.Connection]:
         with tx.mapped_errors():
             yield tx.connection
         return
-    if write:
+    if write and _state.open:
         warn_of_foreign_write(name)
     database = ConnectionManager.get(name)
     with database.mapped_errors(), database.autocommit.connect() as connection:

@@ -4,6 +4,7 @@ from crosstie.outbox.backlog import RouteBacklog, pending
 from crosstie.outbox.envelope import Envelope
 from crosstie.outbox.errors import OutboxError
 from crosstie.outbox.event import Event, EventBuffer
+from crosstie.outbox.propagation import ReferenceDeleted
 from crosstie.outbox.publish import publish
 from crosstie.outbox.route import SyncReport, sync_routes
 from crosstie.outbox.subscription import subscriber
@@ -15,6 +16,7 @@ __all__ = [
     "Event",
     "EventBuffer",
     "OutboxError",
+    "ReferenceDeleted",
     "RouteBacklog",
     "SyncReport",
     "create_tables",

@@ -17,6 +17,7 @@ __all__ = [
     "NoOutboxChosen",
     "NoSubscriber",
     "OutboxError",
+    "ReferenceUnrouted",
     "RelayMisused",
     "SchemaChangeOffline",
     "SchemaError",
@@ -50,6 +51,12 @@ class NoOutboxChosen(OutboxError):
     """Nothing says into which database's outbox an event shall be written."""
 
     code = "outbox.none-chosen"
+
+
+class ReferenceUnrouted(OutboxError):
+    """A delete concerns rows of another database, and no subscription is stored that would take word of it there."""
+
+    code = "outbox.reference-unrouted"
 
 
 class EventUnreadable(OutboxError):

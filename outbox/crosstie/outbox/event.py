@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, PrivateAttr
 
 from crosstie.outbox.errors import EventDefinitionError, UnknownEventType
 
-__all__ = ["Event", "EventBuffer", "event_class"]
+__all__ = ["Event", "EventBuffer", "event_class", "known_class"]
 
 MAX_TYPE_LENGTH = 200
 
@@ -89,6 +89,11 @@ def event_class(event_type: str) -> type[Event]:
             "workers import what the setting `imports` names."
         )
     return found
+
+
+def known_class(event_type: str) -> type[Event] | None:
+    """The class of this type, or None where this process has none."""
+    return _classes.get(event_type)
 
 
 def _check(cls: type[Event]) -> None:

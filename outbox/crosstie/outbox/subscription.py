@@ -11,7 +11,7 @@ from crosstie.outbox.envelope import Envelope
 from crosstie.outbox.errors import EventDefinitionError
 from crosstie.outbox.event import Event
 
-__all__ = ["Subscription", "handlers", "subscriber", "subscriptions"]
+__all__ = ["Subscription", "handlers", "subscribe_with", "subscriber", "subscriptions"]
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -39,6 +39,7 @@ class Subscription:
 
 
 _subscriptions: dict[tuple[str, str], dict[str, Subscription]] = {}
+_declarers: list[Callable[[], None]] = []
 
 
 def subscriber(event: type[Event], *, database: str) -> Callable[[F], F]:
@@ -60,14 +61,30 @@ def subscriber(event: type[Event], *, database: str) -> Callable[[F], F]:
     return register
 
 
+def subscribe_with(declare: Callable[[], None]) -> None:
+    """Have `declare` call `subscriber` for what is declared elsewhere, whenever subscriptions are asked for.
+
+    It is called again and again: what it subscribes may become more with every module that is imported.
+    """
+    _declarers.append(declare)
+
+
+def _declare() -> None:
+    for declare in _declarers:
+        declare()
+
+
 def handlers(route: str, event_type: str) -> tuple[Subscription, ...]:
     """This process's subscribers to the type in the route's database, in the order of their declaration."""
+    if (route, event_type) not in _subscriptions:
+        _declare()
     return tuple(_subscriptions.get((route, event_type), {}).values())
 
 
 def subscriptions() -> list[tuple[str, type[Event]]]:
     """Every (route, event class) with a subscriber in this process."""
-    return [(route, next(iter(found.values())).event) for (route, _), found in _subscriptions.items() if found]
+    _declare()
+    return [(route, next(iter(found.values())).event) for (route, _), found in list(_subscriptions.items()) if found]
 
 
 def _name(function: Callable[..., Any]) -> str:

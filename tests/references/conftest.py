@@ -1,0 +1,16 @@
+"""Models with references that are acted upon must not reach other tests, which would subscribe to deletes of theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from crosstie.orm.registry import registry
+
+
+@pytest.fixture(autouse=True)
+def models_of_the_test_alone(own_registries: None) -> Iterator[None]:
+    """Forget the models, subscribers and event classes that the test has defined."""
+    with registry.isolated():
+        yield
