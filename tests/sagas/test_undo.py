@@ -11,12 +11,13 @@ import pytest
 import sqlalchemy as sa
 
 from bench.databases import Pair, TestDatabase
+from bench.faults import crash_at
 from crosstie.orm import ConnectionManager, LocalTransaction
 from crosstie.orm.faults import armed
 from crosstie.orm.statement_log import logged_statements
 from crosstie.orm.transaction import detached_transaction
-from crosstie.sagas import SagaAborted, SagaNotUndoable, UndoConflict, saga, sweep_sagas
-from crosstie.sagas.capture import BranchRecorder, undo_log
+from crosstie.sagas import SagaAborted, SagaNotUndoable, UndoConflict, facts, saga, sweep_sagas
+from crosstie.sagas.capture import BranchRecorder, uncaptured_reasons, undo_log
 from crosstie.sagas.image import dump, load
 from crosstie.sagas.undo import apply_undo
 from sagas.shop import Order, Stock, contents, create_shop
@@ -314,7 +315,51 @@ def test_thousands_of_rows_of_a_branch_are_taken_down(configured: Pair) -> None:
     """SQLite parses no condition of a thousand terms, so rows are read back in portions."""
     create_shop(configured.by_name)
     configured.second.execute_many("INSERT INTO stock (sku, reserved) VALUES (%s, 0)", [("bulk",)] * 1500)
-    with armed("saga.branch-committed", lambda: 1 / 0), pytest.raises(SagaAborted), saga("order"):
+    with crash_at("saga.branch-committed"), pytest.raises(SagaAborted), saga("order"):
         Order(sku="new", amount=Decimal(1)).save()
         assert Stock.find_all().where(sku="bulk").update_all(reserved=7) == 1500
     assert configured.second.scalar("SELECT count(*) FROM stock WHERE reserved = 7") == 0
+
+
+def test_a_column_that_a_migration_has_added_is_undone_in_a_process_that_ran_through_it(
+    configured_database: TestDatabase,
+) -> None:
+    """What is known of a table is asked again where it does not suffice."""
+    configured_database.execute("CREATE TABLE everything (id integer PRIMARY KEY, n integer)")
+    configured_database.execute("INSERT INTO everything VALUES (1, 1)")
+    with _recorded() as (tx, table, recorder):
+        recorder.updating(tx, table, sa.true(), ["n"])
+    configured_database.execute("ALTER TABLE everything ADD COLUMN late integer")
+
+    with _recorded() as (tx, table, recorder):
+        before = _rows(tx)
+        token = recorder.updating(tx, table, sa.true(), ["late"])
+        tx.connection.execute(sa.update(table).values(late=2))
+        recorder.updated(tx, token)
+        _undo(tx)
+        assert _rows(tx) == before
+
+
+def test_what_is_known_of_a_table_does_not_last(
+    configured_database: TestDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trigger that is added while a process runs is noticed, a minute later at the latest."""
+    configured_database.execute("CREATE TABLE everything (id integer PRIMARY KEY, n integer)")
+    with _recorded() as (tx, table, recorder):
+        recorder.updating(tx, table, sa.true(), ["n"])
+        assert uncaptured_reasons(tx) == []
+    if configured_database.kind == "postgresql":
+        configured_database.execute(
+            "CREATE FUNCTION noted() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NEW; END $$"
+        )
+        configured_database.execute(
+            "CREATE TRIGGER noting BEFORE UPDATE ON everything FOR EACH ROW EXECUTE FUNCTION noted()"
+        )
+    else:
+        each_row = "FOR EACH ROW SET @x = 1" if configured_database.kind == "mariadb" else "BEGIN SELECT 1; END"
+        configured_database.execute(f"CREATE TRIGGER noting BEFORE UPDATE ON everything {each_row}")
+
+    monkeypatch.setattr(facts, "FACTS_LAST_S", 0.0)
+    with _recorded() as (tx, table, recorder):
+        recorder.updating(tx, table, sa.true(), ["n"])
+        assert "triggers (noting)" in uncaptured_reasons(tx)[0]

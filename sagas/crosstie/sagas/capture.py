@@ -142,8 +142,8 @@ class BranchRecorder:
         self, tx: LocalTransaction, table: sa.Table, where: sa.ColumnElement[bool], columns: Collection[str]
     ) -> object:
         """Read the columns before they change."""
-        facts = self._facts(tx, table, "update")
         names = tuple(table.c[name].name if name in table.c else name for name in columns)
+        facts = self._facts(tx, table, "update", columns=names)
         if any(column.name in names for column in table.primary_key):
             self.uncaptured(tx, f"an update of the primary key of {table.name!r}")
         update = _Update(table, names)
@@ -216,9 +216,17 @@ class BranchRecorder:
 
     # -- reading -------------------------------------------------------------------------------------------
 
-    def _facts(self, tx: LocalTransaction, table: sa.Table, operation: str, *, fresh: bool = False) -> TableFacts:
+    def _facts(
+        self,
+        tx: LocalTransaction,
+        table: sa.Table,
+        operation: str,
+        *,
+        columns: Collection[str] = (),
+        fresh: bool = False,
+    ) -> TableFacts:
         _refuse_untransactional(tx, table)
-        facts = table_facts(tx.database, tx.connection, table.name, table.schema, fresh=fresh)
+        facts = table_facts(tx.database, tx.connection, table.name, table.schema, columns=columns, fresh=fresh)
         if facts.triggers:
             self.uncaptured(tx, f"an {operation} on {table.name!r}, which has triggers ({', '.join(facts.triggers)})")
         return facts

@@ -1,12 +1,14 @@
-"""What the server knows about a table and an undo depends on: asked once per table and process.
+"""What the server knows about a table and an undo depends on: asked once a minute for each table and process.
 
 Triggers and cascading foreign keys write rows that nobody captures; a MyISAM or Aria table keeps what is rolled back.
 """
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 import sqlalchemy as sa
@@ -39,21 +41,35 @@ class TableFacts:
         return {name: kind for name, kind in self.columns.items() if name not in self.generated}
 
 
-_known: WeakKeyDictionary[Database, dict[str, TableFacts]] = WeakKeyDictionary()
+FACTS_LAST_S: Final = 60.0
+
+_known: WeakKeyDictionary[Database, dict[str, tuple[TableFacts, float]]] = WeakKeyDictionary()
 _deferrable: WeakKeyDictionary[Database, bool] = WeakKeyDictionary()
 
 
 def table_facts(
-    database: Database, connection: sa.Connection, table: str, schema: str | None, *, fresh: bool = False
+    database: Database,
+    connection: sa.Connection,
+    table: str,
+    schema: str | None,
+    *,
+    columns: Collection[str] = (),
+    fresh: bool = False,
 ) -> TableFacts:
-    """The facts of this table; `fresh` asks again, after a migration has been noticed."""
+    """The facts of this table, at most a minute old; asked again where they lack one of `columns`, or for `fresh`.
+
+    So a process that runs through a migration notices the trigger or the column that it brought.
+    """
     tables = _known.setdefault(database, {})
     name = f"{schema}.{table}" if schema else table
-    facts = None if fresh else tables.get(name)
-    if facts is None:
-        facts = _READERS[database.kind](connection, table, schema)
-        if facts.columns:
-            tables[name] = facts
+    known = tables.get(name)
+    if known is not None and not fresh:
+        facts, read_at = known
+        if time.monotonic() - read_at < FACTS_LAST_S and facts.columns.keys() >= set(columns):
+            return facts
+    facts = _READERS[database.kind](connection, table, schema)
+    if facts.columns:
+        tables[name] = facts, time.monotonic()
     return facts
 
 
@@ -158,4 +174,9 @@ def _facts(columns: list[Any], triggers: list[Any], cascades: list[Any], *, engi
     )
 
 
-_READERS: dict[str, Any] = {"postgresql": _postgresql, "mysql": _mysql, "mariadb": _mysql, "sqlite": _sqlite}
+_READERS: Final[dict[str, Callable[[sa.Connection, str, str | None], TableFacts]]] = {
+    "postgresql": _postgresql,
+    "mysql": _mysql,
+    "mariadb": _mysql,
+    "sqlite": _sqlite,
+}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import sqlalchemy as sa
 from sqlalchemy import event
@@ -135,12 +135,12 @@ def _condition(where: sa.ColumnElement[bool] | None, values: Mapping[str, Any]) 
     if where is None:
         return sa.true()
 
-    def given(part: Any, **_: Any) -> sa.BindParameter[Any] | None:
+    def given(part: Any, **_: Any) -> Any:
         if isinstance(part, sa.BindParameter) and part.key in values:
             return sa.bindparam(None, values[part.key], type_=part.type, unique=True)
         return None
 
-    bound: sa.ColumnElement[bool] = visitors.replacement_traverse(where, {}, given)
+    bound: sa.ColumnElement[bool] = visitors.replacement_traverse(where, {}, cast("Any", given))
     return bound
 
 
