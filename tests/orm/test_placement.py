@@ -263,16 +263,23 @@ def test_a_record_of_one_tenant_is_refused_while_another_is_chosen(tenants: Pair
     """The row of the same key there is somebody else's: neither written, nor read, nor taken for it."""
     with connected_to(tenant="acme"):
         loaded, created = Order.find(1), Order(item="created").save()
-        (queried,) = Order.find_all().where(id=1).with_("lines").all()
+        (queried,) = Order.find_all().where(id=1).with_("lines").with_count("lines").all()
+        asked = loaded.lines.query()
+        assert len(asked.all()) == 2
     restored = pickle.loads(pickle.dumps(loaded))  # noqa: S301 - our own bytes
     with connected_to(tenant="bolt"):
         for record in (loaded, created, queried, restored):
             record.item = "wrong"
-            for operation in (record.save, record.delete, record.refresh, record.lines):
+            for operation in (record.save, record.delete, record.refresh, record.lines, record.lines.count):
                 with pytest.raises(WrongTenant, match="'tenant_acme', and 'tenant_bolt' is chosen"):
                     operation()
             with pytest.raises(WrongTenant):
                 record.increment(company_id=1)
+        for query in (asked, loaded.lines.query()):
+            with pytest.raises(WrongTenant):
+                query.all()
+            with pytest.raises(WrongTenant):
+                query.delete_all()
     assert items(tenants) == (["acme", "created"], ["bolt"])
     with connected_to(tenant="acme"):
         restored.save()

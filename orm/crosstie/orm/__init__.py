@@ -7,6 +7,7 @@ from crosstie.orm.errors import CrosstieError
 from crosstie.orm.model import ActiveRecord
 from crosstie.orm.page import Page
 from crosstie.orm.placement import ShardMap, Tenants, connected_to
+from crosstie.orm.prevention import prevent_writes
 from crosstie.orm.query import Query
 from crosstie.orm.reference import Reference, references
 from crosstie.orm.registry import metadata
@@ -29,6 +30,7 @@ __all__ = [
     "metadata",
     "not_",
     "open_transactions",
+    "prevent_writes",
     "references",
     "sql",
     "transaction",

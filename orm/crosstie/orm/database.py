@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import sqlalchemy as sa
 from sqlalchemy import event
@@ -54,7 +55,12 @@ _CAPABILITIES: Final = {
 
 
 class Database:
-    """One configured connection name; safe to share between threads."""
+    """One configured connection name; safe to share between threads.
+
+    `on_engine` are called with each engine before its first use: layers above listen to its events.
+    """
+
+    on_engine: ClassVar[list[Callable[[Database, sa.Engine], None]]] = []
 
     def __init__(self, name: str, settings: ConnectionSettings) -> None:
         self.name = name
@@ -110,12 +116,17 @@ class Database:
 
     def dispose(self, *, close: bool = True) -> None:
         """Close pooled connections; `close=False` in a forked child, whose parent still owns the sockets."""
-        for engine in (self._engine, self._autocommit):
+        for engine in (self._engine, self._autocommit):  # without the lock, which a forked child may find locked
             if engine is not None:
                 engine.dispose(close=close)
         if not close:
             self._lock = threading.Lock()
             self._engine = self._autocommit = None
+
+    def engines(self) -> list[sa.Engine]:
+        """Those made so far, which `on_engine` may not have been called with if it was added meanwhile."""
+        with self._lock:  # one that is being made is waited for
+            return [engine for engine in (self._engine, self._autocommit) if engine is not None]
 
     def _create(self, *, autocommit: bool) -> sa.Engine:
         settings = self.settings
@@ -143,6 +154,8 @@ class Database:
         if not autocommit:
             _reset_unless_ended(engine)
         self.liveness.watch(engine)
+        for listener in self.on_engine:
+            listener(self, engine)
         return engine
 
 

@@ -9,13 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+import sqlalchemy as sa
+
+from crosstie.orm.condition import Condition
 from crosstie.orm.errors import WrongTenant
+from crosstie.orm.mapping import TableMapping, mapping_of
 
 if TYPE_CHECKING:
-    from crosstie.orm.mapping import TableMapping
+    from crosstie.orm.database import Database
     from crosstie.orm.model import ActiveRecord
 
-__all__ = ["mark_origin", "origin_of", "require_origin"]
+__all__ = ["SameOrigin", "mark_origin", "origin_of", "require_origin"]
 
 
 def origin_of(record: ActiveRecord) -> str | None:
@@ -43,3 +47,15 @@ def require_origin(record: ActiveRecord, mapping: TableMapping) -> None:
             f"this {mapping.model.__qualname__} was loaded from database {origin!r}, and {name!r} is chosen here: the "
             "row of the same key there is another one. Use the record inside the connected_to() that it was loaded in."
         )
+
+
+class SameOrigin(Condition):
+    """Met by any row, as long as the query is sent while the record's own database is chosen."""
+
+    def __init__(self, record: ActiveRecord) -> None:
+        self._record = record
+
+    def clause(self, database: Database) -> sa.ColumnElement[bool]:
+        """No condition at all. Raises WrongTenant."""
+        require_origin(self._record, mapping_of(type(self._record)))
+        return sa.true()

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from crosstie.orm.condition import Condition, Membership
 from crosstie.orm.mapping import MappedField, TableMapping, mapping_of
 from crosstie.orm.modifier import Modifier, modified
+from crosstie.orm.origin import SameOrigin
 from crosstie.orm.reading import reading
 
 if TYPE_CHECKING:
@@ -93,6 +94,8 @@ def related_rows(record: ActiveRecord, relation: Relation[Any]) -> Query[Any]:
     rows = _query(chain[0]).where(**{chain[0].far.name: [] if key is None else key})
     for hop in chain[1:]:
         rows = _query(hop).meeting(Among(hop.target, hop.far, rows, hop.near, hop))
+    if mapping_of(type(record)).is_placed and any(hop.target.is_placed for hop in chain):
+        rows = rows.meeting(SameOrigin(record))
     return rows
 
 

@@ -24,6 +24,7 @@ from crosstie.orm.connection import ConnectionManager
 from crosstie.orm.database import ENDED, Database
 from crosstie.orm.driver_errors import classify, driver_exception, mapped_errors
 from crosstie.orm.errors import CrossDatabaseWriteWarning, DatabaseUnavailable, TransactionPoisoned
+from crosstie.orm.prevention import require_writable
 from crosstie.orm.recorder import WriteRecorder
 
 __all__ = [
@@ -404,8 +405,10 @@ def warn_of_foreign_write(name: str) -> None:
 def statement_connection(name: str, *, write: bool) -> Iterator[sa.Connection]:
     """The connection on which a single statement of the ORM runs.
 
-    Inside a transaction or a saga it is theirs; outside it commits by itself.
+    Inside a transaction or a saga it is theirs; outside it commits by itself. Raises WritesPrevented.
     """
+    if write:
+        require_writable(name)
     tx = _state.open.get(name)
     if tx is None and _state.unit is not None:
         tx = _state.unit.transaction(name)
