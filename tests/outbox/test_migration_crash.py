@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 import pytest
@@ -12,8 +14,10 @@ from bench.databases import Solo, TestDatabase
 from bench.faults import HANGING, crash_env, hang_env
 from bench.guard import configured_databases
 from bench.processes import Spawner
+from bench.waiting import eventually
 from crosstie.orm.connection import ConnectionManager
 from crosstie.orm.database import Database
+from crosstie.orm.faults import armed
 from crosstie.outbox.migrations import current_version, newest_version, upgrade
 from crosstie.outbox.tables import drop_tables
 from outbox.schema_shape import shape
@@ -26,6 +30,12 @@ PROGRAM: Final = """
     print("done", {change})
 """
 UPGRADE: Final = PROGRAM.format(change="upgrade(default)")
+WAITING: Final = {
+    "postgresql": "SELECT count(*) FROM pg_stat_activity"
+    " WHERE datname = current_database() AND wait_event_type = 'Lock'",
+    "mariadb": "SELECT count(*) FROM information_schema.processlist WHERE db = database() AND state = 'User lock'",
+}
+"""How many sessions of the database wait for a lock."""
 DOWNGRADE: Final = PROGRAM.format(change="downgrade(default, 0)")
 
 
@@ -86,6 +96,30 @@ def test_a_process_waits_for_another_that_upgrades_and_takes_over_where_it_dies(
     assert current_version(empty) == 0
     first.kill()
     assert f"done {list(range(1, newest_version() + 1))}" in second.wait_ok()
+    assert shape(empty.engine) == wanted
+
+
+def test_one_that_comes_while_another_upgrades_waits_and_finds_it_done(
+    empty: Database, database: TestDatabase, wanted: dict[str, Any]
+) -> None:
+    """The first is held between its tables and the note of their version until the second waits for it."""
+    reached, go_on = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        reached.set()
+        assert go_on.wait(30)
+
+    with armed("migration.applied", hold), ThreadPoolExecutor(2) as pool:
+        try:
+            first = pool.submit(upgrade, empty)
+            assert reached.wait(30)
+            second = pool.submit(upgrade, empty)
+            waiting = WAITING.get(database.kind)  # a SQLite file tells nobody who waits for it
+            if waiting is not None:
+                eventually(lambda: second.done() or database.scalar(waiting), within_s=30)
+        finally:
+            go_on.set()
+    assert (first.result(), second.result()) == (list(range(1, newest_version() + 1)), [])
     assert shape(empty.engine) == wanted
 
 
