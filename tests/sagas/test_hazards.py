@@ -14,6 +14,7 @@ import sqlalchemy as sa
 
 from bench import guard
 from bench.databases import Pair, TestDatabase, fresh_database
+from bench.faults import crash_at
 from crosstie.orm import ActiveRecord, ConnectionManager
 from crosstie.orm.errors import CrosstieError, DatabaseError, DuplicateKey, TransactionPoisoned
 from crosstie.orm.field import IntegerPKMixin
@@ -322,3 +323,16 @@ def test_a_deferred_constraint_is_checked_before_the_first_commit(tmp_path: Path
         assert isinstance(aborted.value.__cause__, DuplicateKey)
         assert contents(pair.by_name) == before
         assert saga_states(pair.by_name) == {"default": [], "secondary": []}, "a branch had committed"
+
+
+def test_recovery_leaves_the_lock_timeout_of_a_connection_as_it_was(mariadb_branch: Pair) -> None:
+    """The connection goes back to the pool, where the application finds it."""
+    options = {"init_command": "SET innodb_lock_wait_timeout = 37"}
+    own = mariadb_branch.second.config | {"pool_size": 1, "max_overflow": 0, "options": options}
+    ConnectionManager.configure(mariadb_branch.configuration | {"secondary": own})
+
+    with crash_at("saga.branch-committed"), pytest.raises(SagaAborted), saga("order"):
+        _write_both()
+
+    with ConnectionManager.get("secondary").engine.connect() as connection:
+        assert connection.exec_driver_sql("SELECT @@SESSION.innodb_lock_wait_timeout").scalar_one() == 37

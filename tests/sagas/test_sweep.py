@@ -5,6 +5,7 @@ from __future__ import annotations
 from decimal import Decimal
 
 import pytest
+import sqlalchemy as sa
 
 from bench.databases import Pair
 from bench.faults import crash_at
@@ -147,3 +148,24 @@ def test_rows_in_the_hands_of_an_open_saga_are_known(configured: Pair) -> None:
     sweep_sagas("secondary")
     assert touched_keys("secondary", since_ms=now) == {("stock", (str(new),))}
     assert touched_keys("secondary", since_ms=2**60) == set()
+
+
+def test_a_participant_that_is_down_costs_one_attempt_and_not_one_for_each_saga(configured: Pair) -> None:
+    """A sweep would otherwise wait for a connection as often as there are sagas."""
+    create_shop(configured.by_name)
+    ConnectionManager.configure(configured.configuration | {"gone": "postgresql://root@127.0.0.1:1/nothing"})
+    for number in range(4):
+        configured.first.execute(
+            "INSERT INTO crosstie_saga (saga_id, step, participant, role, state, name, home, participants, undo_log,"
+            " created_at_ms, updated_at_ms, expires_at_ms, next_at_ms, attempts)"
+            " VALUES (%s, 0, 'default', 'home', 'aborted', 'n', 'default', '[\"default\", \"gone\"]', '[]',"
+            " 0, 0, 0, 0, 0)",
+            (f"saga-{number}",),
+        )
+    attempts: list[object] = []
+    sa.event.listen(ConnectionManager.get("gone").engine, "do_connect", lambda *_: attempts.append(1))
+
+    assert sweep_sagas("default").deferred == 4
+
+    assert len(attempts) == 1
+    assert configured.first.scalar("SELECT count(*) FROM crosstie_saga WHERE attempts = 1") == 4

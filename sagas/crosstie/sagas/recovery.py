@@ -203,6 +203,8 @@ def _limit_lock_waits(tx: LocalTransaction) -> None:
     if tx.database.kind == "postgresql":
         tx.connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{seconds}s'")
     elif tx.database.kind in {"mysql", "mariadb"}:
+        before = int(tx.connection.exec_driver_sql("SELECT @@SESSION.innodb_lock_wait_timeout").scalar_one())
         tx.connection.exec_driver_sql(f"SET SESSION innodb_lock_wait_timeout = {seconds}")
         # The connection goes back to the pool; later transactions on it must wait as long as they always did.
-        tx.at_close(lambda connection: connection.exec_driver_sql("SET SESSION innodb_lock_wait_timeout = DEFAULT"))
+        restore = f"SET SESSION innodb_lock_wait_timeout = {before}"
+        tx.at_close(lambda connection: connection.exec_driver_sql(restore))

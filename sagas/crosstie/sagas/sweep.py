@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from crosstie.orm.clock import now_ms
 from crosstie.orm.connection import ConnectionManager
 from crosstie.orm.database import Database
-from crosstie.orm.errors import CrosstieError
+from crosstie.orm.errors import CrosstieError, DatabaseUnavailable
 from crosstie.orm.transaction import detached_transaction
 from crosstie.outbox.tables import saga as records
 from crosstie.sagas.record import SagaRecord
@@ -77,8 +77,9 @@ def sweep_sagas(database_name: str, *, limit: int = 500) -> SweepReport:
         unfinished += [
             found for found, expired in branches if decided[found] == "aborted" or (decided[found] is None and expired)
         ]
+    down: set[str] = set()
     for found in unfinished:
-        report += _finish(database_name, found)
+        report += _finish(database_name, found, down)
     return report
 
 
@@ -93,7 +94,7 @@ def resolve_saga(saga_id: str, home: str) -> SweepReport:
             rows = connection.execute(sa.select(records).where(records.c.saga_id == saga_id)).all()
         for row in rows:
             if row.state in {"applied", "aborted", "committed"}:
-                return _finish(name, SagaRecord.from_row(row))
+                return _finish(name, SagaRecord.from_row(row), set())
     return SweepReport()
 
 
@@ -150,13 +151,19 @@ def _settle(database_name: str, committed: list[SagaRecord]) -> int:
     return settled
 
 
-def _finish(database_name: str, found: SagaRecord) -> SweepReport:
+def _finish(database_name: str, found: SagaRecord, down: set[str]) -> SweepReport:
+    """Resolve one saga; `down` are the databases that this sweep has found unreachable, one connection attempt each."""
     header = found.header
+    if down & set(header.participants):
+        _defer(database_name, [found])
+        return SweepReport(deferred=1)
     try:
         # Found in home, the saga has its decision already, and any branch will do.
         resolution = resolve(header, found.participant if found.state == "applied" else header.branches[0])
     except CrosstieError as error:
         logger.warning("saga %s (%r) waits: %s", header.saga_id, header.name, error)
+        if isinstance(error, DatabaseUnavailable):
+            down.add(header.home)
         _defer(database_name, [found])
         return SweepReport(deferred=1)
     if resolution.finished:
@@ -165,6 +172,8 @@ def _finish(database_name: str, found: SagaRecord) -> SweepReport:
         return SweepReport(aborted=1) if ended else SweepReport(settled=1)
     for branch, reason in resolution.pending.items():
         logger.warning("saga %s (%r) waits for %r: %s", header.saga_id, header.name, branch, reason)
+        if isinstance(reason, DatabaseUnavailable):
+            down.add(branch)
     _defer(database_name, [found])
     return SweepReport(quarantined=1) if resolution.quarantined else SweepReport(deferred=1)
 
