@@ -10,7 +10,7 @@ from typing import ClassVar, Optional
 
 from crosstie.orm import ActiveRecord, any_of, not_
 from crosstie.orm.field import IntegerPKMixin
-from crosstie.orm.relation import BelongsTo, HasMany, HasOne
+from crosstie.orm.relation import BelongsTo, HasMany, HasOne, ManyToMany
 
 
 class User(IntegerPKMixin, ActiveRecord):
@@ -22,6 +22,8 @@ class User(IntegerPKMixin, ActiveRecord):
 
     posts: ClassVar[HasMany["Post"]] = HasMany(foreign_key="user_id", inverse_of="user")
     profile: ClassVar[HasOne["Post"]] = HasOne(foreign_key="user_id")
+    tags: ClassVar[HasMany["Tag"]] = HasMany(through="posts")
+    tag: ClassVar[HasOne["Tag"]] = HasOne(through="posts", source="tags")
 
 
 class Post(IntegerPKMixin, ActiveRecord):
@@ -31,6 +33,23 @@ class Post(IntegerPKMixin, ActiveRecord):
     user_id: int
 
     user: ClassVar[BelongsTo["User"]] = BelongsTo(foreign_key="user_id", inverse_of="posts")
+    tags: ClassVar[ManyToMany["Tag"]] = ManyToMany(through="Tagging")
+
+
+class Tag(IntegerPKMixin, ActiveRecord):
+    __table_name__ = "tags"
+    __connection__ = "secondary"
+
+
+class Tagging(IntegerPKMixin, ActiveRecord):
+    __table_name__ = "taggings"
+    __connection__ = "tertiary"
+
+    post_id: int
+    tag_id: int
+
+    post: ClassVar[BelongsTo["Post"]] = BelongsTo(foreign_key="post_id")
+    tag: ClassVar[BelongsTo["Tag"]] = BelongsTo(foreign_key="tag_id")
 
 
 user = User.find(1)
@@ -60,6 +79,16 @@ reveal_type(user.posts())  # list[Post]
 reveal_type(user.posts.query())  # Query[Post]
 reveal_type(user.profile())  # Post | None
 reveal_type(post.user())  # User | None
+reveal_type(post.tags())  # list[Tag]
+reveal_type(post.tags.query())  # Query[Tag]
+reveal_type(post.tags.count())  # int
+reveal_type(user.tags())  # list[Tag]
+reveal_type(user.tag())  # Tag | None
+reveal_type(User.find_all().with_("posts", tags=lambda tags: tags.where(id=1)).all())  # list[User]
+reveal_type(User.find_all().with_({"posts.tags": lambda tags: tags.order_by("-id")}).first())  # User | None
+reveal_type(User.find_all().where_has("posts", lambda posts: posts.where(id=1)).one())  # User
+reveal_type(User.find_all().where_missing("posts").with_count("posts").strict())  # Query[User]
+reveal_type(Post.tags)  # ManyToMany[Tag]
 reveal_type(User.posts)  # HasMany[Post]
 reveal_type(user.save())  # User
 reveal_type(post.update(user_id=2).increment(user_id=1).refresh())  # Post
@@ -71,6 +100,9 @@ User.find_all().wher(id=1)  # error: [attr-defined]
 User.find_all().where("id > 1")  # error: [call-overload]
 user.nothing  # error: [attr-defined]
 user.posts().first()  # error: [attr-defined]
+user.tag().id  # error: [union-attr]
+User.find_all().strict("error")  # error: [arg-type]
+User.find_all().with_(posts=1)  # error: [arg-type]
 """
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from crosstie.orm.errors import InvalidQuery
 from crosstie.orm.mapping import TableMapping, mapping_of
 from crosstie.orm.origin import require_origin
+from crosstie.orm.placement import chosen
 
 if TYPE_CHECKING:
     from crosstie.orm.link import Link
@@ -22,14 +23,13 @@ __all__ = ["LOAD", "MISSING", "assign", "count_name", "forget", "forget_all", "r
 
 MISSING: Final = object()
 """Nothing was loaded; None is a loaded answer."""
-_COUNT: Final = "#count"
 LOAD: Final = ""
 """In the place of a relation's name: what the records of one query share."""
 
 
 def count_name(name: str) -> str:
     """In the place of a relation's name: how many records it leads to."""
-    return name + _COUNT
+    return f"{name}#count"
 
 
 def _kept(record: ActiveRecord) -> dict[str, tuple[Any, Any, Any]] | None:
@@ -66,9 +66,9 @@ def _scope(record: ActiveRecord, name: str) -> Any:
     if not TableMapping.any_placed:
         return None
     mapping = mapping_of(type(record))
-    relation = mapping.relations.get(name.removesuffix(_COUNT))
+    relation = mapping.relations.get(name)
     if relation is None:
-        return None
+        return chosen()
     placed = [hop.target for hop in relation.link(type(record)).chain if hop.target.is_placed]
     if not placed:
         return None
