@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from decimal import Decimal
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from bench.databases import Pair
+from bench.databases import Pair, fresh_database
 from bench.faults import crash_at
+from bench.guard import configured_databases
 from crosstie.orm.errors import CrosstieError, DuplicateKey
 from crosstie.outbox import Event, publish, subscriber, sync_routes
 from crosstie.sagas import SagaAborted, SagaBlock, saga
@@ -175,6 +178,46 @@ def test_what_cannot_be_captured_makes_its_database_home(statement: sa.Executabl
         Order(sku="new", amount=Decimal(1)).save()
 
     assert saga_states(configured.by_name) == {"default": ["applied"], "secondary": ["committed"]}
+
+
+def test_a_savepoint_of_a_session_takes_its_writes_and_their_undo_back(configured: Pair) -> None:
+    """What `begin_nested` rolled back is not undone a second time, and the rest of the saga stands."""
+    create_shop(configured.by_name)
+
+    with saga("order") as s:
+        Order(sku="new", amount=Decimal(1)).save()
+        session = s.session("secondary")
+        with session.begin_nested():
+            session.add(Item(sku="kept"))
+        with pytest.raises(ZeroDivisionError), session.begin_nested():
+            session.add(Item(sku="lost"))
+            session.flush()
+            raise ZeroDivisionError
+        with pytest.raises(sa.exc.IntegrityError), session.begin_nested():
+            session.add(Item(id=1, sku="twice"))
+
+    assert configured.second.scalar("SELECT count(*) FROM stock WHERE sku = 'kept'") == 1
+    assert configured.second.scalar("SELECT count(*) FROM stock WHERE sku = 'lost'") == 0
+    assert saga_states(configured.by_name) == {"default": ["committed"], "secondary": ["applied"]}
+    assert "lost" not in str(configured.second.scalar("SELECT undo_log FROM crosstie_saga"))
+
+
+def test_a_query_that_writes_is_no_query(tmp_path: Path) -> None:
+    """PostgreSQL lets a SELECT read what an UPDATE in its WITH clause has written."""
+    with ExitStack() as stack:
+        pair = Pair(
+            stack.enter_context(fresh_database("sqlite", tmp_path)),
+            stack.enter_context(fresh_database("postgresql", tmp_path)),
+        )
+        stack.enter_context(configured_databases(pair))
+        create_shop(pair.by_name)
+        written = sa.update(table).values(note="cte").returning(table.c.id).cte("written")
+
+        with saga("order", home=None) as s:
+            s.connection("secondary").execute(sa.select(written)).all()
+            Order(sku="new", amount=Decimal(1)).save()
+
+        assert saga_states(pair.by_name) == {"default": ["applied"], "secondary": ["committed"]}
 
 
 def test_driver_level_sql_is_noticed(configured: Pair) -> None:

@@ -195,8 +195,8 @@ class LocalTransaction:
     def savepoint(self) -> Iterator[LocalTransaction]:
         """A nested transaction: an exception takes back what happened inside and goes on."""
         self.require_healthy()
-        lengths = {name: len(entries) for name, entries in self.ledgers.items()}
-        with self.mapped_errors():
+        lengths = self.ledger_lengths()
+        with self.mapped_errors(), self.internal():
             nested = self.connection.begin_nested()
         self.depth += 1
         try:
@@ -211,15 +211,22 @@ class LocalTransaction:
             self.depth -= 1
 
     def _roll_back_to(self, nested: sa.NestedTransaction, lengths: Mapping[str, int]) -> None:
-        poisoned_for_good = self._poison_is_final
         try:
-            if nested.is_active or not poisoned_for_good:
+            if nested.is_active or not self._poison_is_final:
                 nested.rollback()
         except sa.exc.SQLAlchemyError as error:
             # MySQL has no such savepoint once a deadlock has ended the transaction.
             self._poison = self._poison or error
-            self._poison_is_final = poisoned_for_good = True
-        if not poisoned_for_good:
+            self._poison_is_final = True
+        self.cut_back(lengths)
+
+    def ledger_lengths(self) -> dict[str, int]:
+        """How much is in each ledger: what `cut_back` goes back to."""
+        return {name: len(entries) for name, entries in self.ledgers.items()}
+
+    def cut_back(self, lengths: Mapping[str, int]) -> None:
+        """A savepoint was rolled back: forget what the ledgers took down since, and an error that it took back."""
+        if not self._poison_is_final:
             self._poison = None
         self._run_restorers(from_length=lengths.get("on_rollback", 0))
         for name, entries in self.ledgers.items():

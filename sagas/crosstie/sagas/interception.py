@@ -15,16 +15,14 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.sql import visitors
 from sqlalchemy.sql.dml import UpdateBase
+from sqlalchemy.sql.elements import ReleaseSavepointClause, RollbackToSavepointClause, SavepointClause
 
 from crosstie.orm.recorder import WriteRecorder
 from crosstie.orm.transaction import LocalTransaction
 
 __all__ = ["Interceptor"]
 
-_ONLY_READS: Final = re.compile(
-    r"\s*(?:SELECT|SHOW|EXPLAIN|PRAGMA\s+\w+\s*$|SAVEPOINT|RELEASE|ROLLBACK\s+TO)\b", re.IGNORECASE
-)
-_NOT_WRITES: Final = (sa.SelectBase, sa.sql.elements.SavepointClause, sa.sql.elements.RollbackToSavepointClause)
+_ONLY_READS: Final = re.compile(r"\s*(?:SELECT|SHOW|SAVEPOINT|RELEASE|ROLLBACK\s+TO)\b", re.IGNORECASE)
 
 
 class Interceptor:
@@ -33,6 +31,8 @@ class Interceptor:
     def __init__(self, tx: LocalTransaction) -> None:
         self._tx = tx
         self._announced: list[object] = []
+        self._savepoints: dict[str, dict[str, int]] = {}
+        """The lengths of the transaction's ledgers at each savepoint that a session has set, by its name."""
         event.listen(tx.connection, "before_execute", self._before)
         event.listen(tx.connection, "after_execute", self._after)
         event.listen(tx.connection, "before_cursor_execute", self._before_cursor)
@@ -46,7 +46,11 @@ class Interceptor:
     def _before(
         self, _: sa.Connection, element: Any, many: Sequence[Mapping[str, Any]], one: Mapping[str, Any], _options: Any
     ) -> None:
-        if self._tx.is_internal or isinstance(element, _NOT_WRITES):
+        if self._tx.is_internal or _only_reads(element):
+            return
+        if isinstance(element, SavepointClause):
+            self._tx.require_healthy()  # rolling the savepoint back would not take an earlier error back
+            self._savepoints[element.ident] = self._tx.ledger_lengths()
             return
         self._announced.clear()  # of a statement that failed
         if isinstance(element, sa.TextClause):
@@ -77,6 +81,8 @@ class Interceptor:
         _options: Any,
         result: sa.CursorResult[Any],
     ) -> None:
+        if isinstance(element, RollbackToSavepointClause) and element.ident in self._savepoints:
+            self._tx.cut_back(self._savepoints[element.ident])
         if self._tx.is_internal or not isinstance(element, UpdateBase):
             return
         recorder = self._recorder()
@@ -95,6 +101,14 @@ class Interceptor:
         is_raw = context is not None and context.compiled is None and context.invoked_statement is None
         if is_raw and not self._tx.is_internal and not _ONLY_READS.match(sql):
             self._recorder().uncaptured(self._tx, f"raw SQL ({_beginning(sql)})")
+
+
+def _only_reads(element: Any) -> bool:
+    # PostgreSQL writes in a CTE of a SELECT, too.
+    if isinstance(element, ReleaseSavepointClause | RollbackToSavepointClause):
+        return True
+    is_query = isinstance(element, sa.SelectBase)
+    return is_query and not any(isinstance(part, UpdateBase) for part in visitors.iterate(element))
 
 
 def _beginning(sql: str) -> str:
