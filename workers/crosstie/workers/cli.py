@@ -21,6 +21,7 @@ from crosstie.workers.audit_command import audit
 from crosstie.workers.deployment import deployment_jobs
 from crosstie.workers.errors import NothingConfigured
 from crosstie.workers.imports import add_working_directory, import_modules
+from crosstie.workers.map_command import map_models
 from crosstie.workers.status import read_status
 from crosstie.workers.sweep import sync_subscriptions
 
@@ -209,6 +210,7 @@ def sweep(
 
 
 cli.command("audit")(audit)
+cli.command("map")(map_models)
 
 
 def main(arguments: list[str] | None = None) -> Any:
