@@ -75,6 +75,10 @@ reveal_type(User.find_all().paginate())  # Page[User]
 reveal_type(User.find_all().paginate().records)  # list[User]
 reveal_type(User.find_all().to_sql())  # str
 reveal_type([one for one in User.find_all()])  # list[User]
+reveal_type(User.find_or_create_by({"username": "x"}, id=1))  # User
+reveal_type(User.bulk_create([User(username="x")]))  # list[User]
+reveal_type(User.bulk_update([user]))  # int
+reveal_type(User(username="x").upsert(on="id", update=["username"]).touch("id"))  # User
 reveal_type(user.posts())  # list[Post]
 reveal_type(user.posts.query())  # Query[Post]
 reveal_type(user.profile())  # Post | None
@@ -100,6 +104,7 @@ User.find_all().wher(id=1)  # error: [attr-defined]
 User.find_all().where("id > 1")  # error: [call-overload]
 user.nothing  # error: [attr-defined]
 user.posts().first()  # error: [attr-defined]
+User.bulk_create([post])  # error: [list-item]
 user.tag().id  # error: [union-attr]
 User.find_all().strict("error")  # error: [arg-type]
 User.find_all().with_(posts=1)  # error: [arg-type]

@@ -19,8 +19,8 @@ class Step(IntegerPKMixin, ActiveRecord):
     rank: int | None = None
 
 
-class Seat(ActiveRecord):
-    __table_name__ = "seats"
+class Place(ActiveRecord):
+    __table_name__ = "places"
     __connection__ = "default"
     __primary_key__ = ("row", "number")
 
@@ -64,12 +64,12 @@ def test_batches_go_on_though_their_rows_change(steps: TestDatabase) -> None:
 
 def test_batches_go_by_a_key_of_several_columns(configured_database: TestDatabase) -> None:
     """The second column counts where the first is equal."""
-    Seat.create_table()
+    Place.create_table()
     keys = [(row, number) for row in ("a", "b", "c") for number in (1, 2, 10)]
     for row, number in reversed(keys):
-        Seat(row=row, number=number).save()
+        Place(row=row, number=number).save()
     for size in (1, 2, 4, 9, 100):
-        assert [(seat.row, seat.number) for seat in Seat.find_all().find_each(size)] == keys
+        assert [(place.row, place.number) for place in Place.find_all().find_each(size)] == keys
 
 
 def test_batches_cannot_keep_an_order(steps: TestDatabase) -> None:

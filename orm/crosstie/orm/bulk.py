@@ -20,12 +20,14 @@ def update_rows(mapping: TableMapping, where: Where, values: Mapping[str, Any]) 
     """Set fields of every row that matches; returns how many matched. Raises InvalidQuery, RecordInvalid."""
     if not values:
         raise InvalidQuery("update_all() expected at least one field to set.")
-    row = {}
+    row: dict[str, Any] = {}
     for name, value in values.items():
         field = mapping.field(name)
         if field in mapping.key:
             raise InvalidQuery(f"update_all() cannot set {field.column!s}: the key of a row does not change.")
         row[field.column.name] = checked(field, field.coerce(value))
+    if mapping.lock is not None:  # whoever holds one of these records must learn of the change
+        row[mapping.lock.column.name] = mapping.lock.column + 1
     with writing(mapping) as (connection, database, tx):
         clause = where(database)
         statement = sa.update(mapping.table).where(clause).values(row)

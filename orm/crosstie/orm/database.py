@@ -42,15 +42,19 @@ class Capabilities:
     """Tables may live in an engine that cannot roll back (MyISAM, Aria)."""
     parameter_limit: int
     """How many bound values one statement may carry."""
+    on_conflict: bool = True
+    """An insert can name the unique constraint whose conflict it answers; MySQL's takes any."""
+    numbers_in_order: bool = False
+    """Rows of one INSERT get rising numbers in their order, and no other writer's in between."""
     array_parameters: bool = False
     """A list of any length is one bound value."""
 
 
 _CAPABILITIES: Final = {
-    "sqlite": Capabilities(True, True, False, False, True, False, 32_000),
+    "sqlite": Capabilities(True, True, False, False, True, False, 32_000, numbers_in_order=True),
     "postgresql": Capabilities(True, True, True, True, True, False, 65_000, array_parameters=True),
-    "mariadb": Capabilities(True, False, True, False, False, True, 65_000),
-    "mysql": Capabilities(False, False, True, False, False, True, 65_000),
+    "mariadb": Capabilities(True, False, True, False, False, True, 65_000, on_conflict=False),
+    "mysql": Capabilities(False, False, True, False, False, True, 65_000, on_conflict=False),
 }
 
 

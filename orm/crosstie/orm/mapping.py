@@ -155,6 +155,8 @@ class TableMapping:
             info={"crosstie.connection": self.place, "crosstie.model": model.__qualname__},
         )
         self.field_of_column = {field.column.name: field for field in self.fields.values()}
+        self.lock = self._named(model.__lock_version__)
+        self.soft_delete = self._named(model.__soft_delete__)
         self.mutable = tuple(name for name, field in self.fields.items() if field.mutable)
         self.columns = Columns(self)
         self.statements: dict[Any, Any] = {}
@@ -200,6 +202,9 @@ class TableMapping:
         else:
             hint = f" Did you mean {close[0]!r}?" if close else f" Expected one of: {', '.join(sorted(self.fields))}."
         return f"{self.model.__qualname__} has no field {name!r}.{hint}"
+
+    def _named(self, name: str | None) -> MappedField | None:
+        return None if name is None else self.fields[name]
 
     def belongs_to(self) -> list[BelongsTo[Any]]:
         """The relations whose foreign key is a column of this table."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from crosstie.orm import persistence, related, schema
+from crosstie.orm import collection, persistence, related, schema, upserting
 from crosstie.orm import state as record_state
 from crosstie.orm.declaration import connection_of, relations_of, table_name_of
 from crosstie.orm.errors import InvalidQuery, ModelDefinitionError, RecordNotFound, StaleRecord
@@ -59,6 +59,8 @@ class ActiveRecord(BaseModel):
     __primary_key__: ClassVar[tuple[str, ...]] = ()
     __stamped_on_insert__: ClassVar[tuple[str, ...]] = ()
     __stamped_on_update__: ClassVar[tuple[str, ...]] = ()
+    __lock_version__: ClassVar[str | None] = None
+    __soft_delete__: ClassVar[str | None] = None
     __strict_loading__: ClassVar[Strictness | None] = None
 
     __table__: ClassVar[_TableOf] = _TableOf()
@@ -154,6 +156,32 @@ class ActiveRecord(BaseModel):
         """Make a record and save it. Raises pydantic's ValidationError, RecordInvalid."""
         return cls(**values).save()
 
+    @classmethod
+    def find_or_create_by(cls, defaults: Mapping[str, Any] | None = None, /, **equal: Any) -> Self:
+        """The record whose fields have these values, made with them and `defaults` where there is none.
+
+        A unique constraint on the fields makes it safe: of two callers at once one makes the record and the other
+        finds it. Inside a longer transaction MySQL may end the other with DeadlockDetected: run it again. Raises
+        InvalidQuery, pydantic's ValidationError, DuplicateKey where another constraint is violated.
+        """
+        return collection.find_or_create(cls, equal, defaults or {})
+
+    @classmethod
+    def bulk_create(cls, records: Iterable[Self]) -> list[Self]:
+        """Insert new records, all or none, in as few statements as the database's limits allow, and return them.
+
+        Keys that the database numbers are set on the records. Raises RecordInvalid, InvalidQuery, DuplicateKey.
+        """
+        return collection.create_all(mapping_of(cls), list(records))
+
+    @classmethod
+    def bulk_update(cls, records: Iterable[Self]) -> int:
+        """Write what has changed in these records, all or none, in one batch for each set of changed fields.
+
+        Returns how many records had changes. Raises StaleRecord where a row has vanished, RecordInvalid.
+        """
+        return collection.update_changed(mapping_of(cls), list(records))
+
     # -- one record -----------------------------------------------------------------------------------------
 
     @property
@@ -213,6 +241,29 @@ class ActiveRecord(BaseModel):
             persistence.increment(self, mapping_of(type(self)), deltas)
         return self
 
+    def touch(self, *names: str) -> Self:
+        """Set `updated_at` and these fields to the current time, in the record and its row, and write nothing else."""
+        self._require_row("touch")
+        mapping = mapping_of(type(self))
+        stamped = {name: mapping.field(name) for name in (*type(self).__stamped_on_update__, *names)}
+        if not stamped or any(field.family is not datetime for field in stamped.values()):
+            raise InvalidQuery(
+                f"touch() expected fields of {type(self).__qualname__} that hold a datetime, and found {list(stamped)}."
+            )
+        persistence.write_fields(self, mapping, dict.fromkeys(stamped, self.current_time()))
+        return self
+
+    def upsert(self, *, on: str | Sequence[str], update: Sequence[str] | None = None) -> Self:
+        """Insert this new record, or update the row that has its values of the fields `on`; then it is that row.
+
+        `on` are the fields of the primary key or of a unique constraint; `update` are the fields that an existing row
+        gets, by default all but those, the key and `created_at`. Raises InvalidQuery, RecordInvalid, and DuplicateKey
+        where another unique constraint than that of `on` stands in the way.
+        """
+        mapping = mapping_of(type(self))
+        upserting.upsert(self, mapping, (on,) if isinstance(on, str) else tuple(on), update)
+        return self
+
     def refresh(self) -> Self:
         """Read the row again from the primary, dropping unsaved changes and loaded relations.
 
@@ -222,7 +273,7 @@ class ActiveRecord(BaseModel):
         mapping = mapping_of(type(self))
         old = record_state.changes(self)
         values = [old.get(field.name, self.__dict__[field.name]) for field in mapping.key]
-        found = find_first(mapping, mapping.key, values, primary=True)
+        found = find_first(mapping, mapping.key, values, primary=True, deleted=True)
         if found is None:
             raise RecordNotFound(
                 f"database {mapping.connection!r} no longer has this {type(self).__qualname__}: {values}."

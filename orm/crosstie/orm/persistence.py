@@ -26,18 +26,28 @@ from crosstie.orm.writing import Write, checked, key_condition, row_key, writing
 if TYPE_CHECKING:
     from crosstie.orm.model import ActiveRecord
 
-__all__ = ["delete", "increment", "insert", "update"]
+__all__ = [
+    "Change",
+    "delete",
+    "increment",
+    "insert",
+    "make_new",
+    "new_row",
+    "next_version",
+    "row_condition",
+    "update",
+    "update_statement",
+    "write_fields",
+]
 
 
 def insert(record: ActiveRecord, mapping: TableMapping) -> None:
     """Insert a new record; a key that the database generates is set on it. Raises RecordInvalid."""
     held = record.__dict__
-    model = mapping.model
-    filled = {name: model.current_time() for name in model.__stamped_on_insert__ if held.get(name) is None}
     generated = mapping.generated
     if generated is not None and held.get(generated.name) is not None:
         generated = None  # the caller chose the key
-    row = _row(record, (field for field in mapping.fields.values() if field is not generated), filled)
+    row, filled = new_row(record, mapping, without=generated)
     if mapping.validated:
         require_parents(record, mapping)
     statement = mapping.statements.get("insert")
@@ -54,12 +64,21 @@ def insert(record: ActiveRecord, mapping: TableMapping) -> None:
             mark_origin((record,), database.name)
         if tx is None:
             return
-        tx.on_rollback(lambda: _make_new(record, filled))
+        tx.on_rollback(lambda: make_new(record, filled))
         if tx.recorder is not None:
             tx.recorder.inserted(tx, mapping.table, [row_key(record, mapping)])
 
 
-def _make_new(record: ActiveRecord, filled: Mapping[str, Any]) -> None:
+def new_row(
+    record: ActiveRecord, mapping: TableMapping, *, without: MappedField | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The row of a new record by column, and the fields that are filled in for it. Raises RecordInvalid."""
+    model, held = mapping.model, record.__dict__
+    filled = {name: model.current_time() for name in model.__stamped_on_insert__ if held.get(name) is None}
+    return _row(record, (field for field in mapping.fields.values() if field is not without), filled), filled
+
+
+def make_new(record: ActiveRecord, filled: Mapping[str, Any]) -> None:
     """An insert was rolled back: what it filled in is empty again, unless assigned since."""
     held = record.__dict__
     held.update({name: None for name, value in filled.items() if held[name] == value})
@@ -71,27 +90,85 @@ def update(record: ActiveRecord, mapping: TableMapping) -> None:
 
     Raises StaleRecord where the row has vanished, RecordInvalid.
     """
-    old = record_state.changes(record)
-    if not old:
+    if not record_state.changes(record):
         return
+    change = Change(record, mapping)
+    with writing(mapping) as write:
+        _update_row(record, mapping, change.row, write)
+        change.done()
+        if write.tx is not None:
+            write.tx.on_rollback(change.undone)
+
+
+class Change:
+    """What has changed in a record since it was loaded, on its way into the row.
+
+    `row` has the new values by column. Raises RecordInvalid.
+    """
+
+    def __init__(self, record: ActiveRecord, mapping: TableMapping) -> None:
+        self._record, self._mapping = record, mapping
+        old = record_state.changes(record)
+        _require_same_key(record, mapping, old)
+        held, model = record.__dict__, mapping.model
+        stamps = {name: model.current_time() for name in model.__stamped_on_update__ if name not in old}
+        self._stamps = stamps | next_version(record, mapping)
+        self._old = {name: held[name] for name in self._stamps} | old
+        written = (field for field in mapping.fields.values() if field.name in self._old)
+        self.row = _row(record, written, self._stamps)
+        if mapping.validated:
+            require_parents(record, mapping, changed=old)
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What `update_statement` is sent with."""
+        return _update_parameters(self._record, self._mapping, self.row)
+
+    def done(self) -> None:
+        """The row has the values."""
+        self._record.__dict__.update(self._stamps)
+        record_state.mark_loaded(self._record, self._mapping.mutable)
+
+    def undone(self) -> None:
+        """The write was rolled back."""
+        _make_unsaved(self._record, self._old, self._stamps)
+
+
+def _require_same_key(record: ActiveRecord, mapping: TableMapping, old: Mapping[str, Any]) -> None:
     if any(field.name in old for field in mapping.key):
         raise RecordInvalid(
             f"{mapping.model.__qualname__}: the primary key of a saved record cannot change, and this one was "
             f"{row_key(record, mapping)!r}: create another record, and delete this one."
         )
+
+
+def write_fields(record: ActiveRecord, mapping: TableMapping, values: Mapping[str, Any]) -> None:
+    """Set these fields of the record and of its row, and no other; other unsaved changes stay unsaved.
+
+    Raises StaleRecord where the row has vanished, RecordInvalid.
+    """
     held = record.__dict__
-    model = mapping.model
-    stamps = {name: model.current_time() for name in model.__stamped_on_update__ if name not in old}
-    old |= {name: held[name] for name in stamps}
-    row = _row(record, (field for field in mapping.fields.values() if field.name in old), stamps)
-    if mapping.validated:
-        require_parents(record, mapping, changed=old)
+    state = record_state.state_of(record) or record_state.LOADED
+    new: dict[str, Any] = {**values, **next_version(record, mapping)}
+    old = {name: state.get(name, held[name]) for name in new}
+    row = _row(record, (field for field in mapping.fields.values() if field.name in new), new)
     with writing(mapping) as write:
         _update_row(record, mapping, row, write)
-        held.update(stamps)
-        record_state.mark_loaded(record, mapping.mutable)
+        held.update(new)
+        record_state.mark_written(record, new)
         if write.tx is not None:
-            write.tx.on_rollback(lambda: _make_unsaved(record, old, stamps))
+            write.tx.on_rollback(lambda: _make_unsaved(record, old, new))
+
+
+def next_version(record: ActiveRecord, mapping: TableMapping) -> dict[str, Any]:
+    """The lock version that a write of the record gives its row; empty where the model has none."""
+    return {} if mapping.lock is None else {mapping.lock.name: _version(record, mapping.lock) + 1}
+
+
+def _version(record: ActiveRecord, lock: MappedField) -> int:
+    state = record_state.state_of(record) or record_state.LOADED
+    version: int = state.get(lock.name, record.__dict__[lock.name])
+    return version
 
 
 def _make_unsaved(record: ActiveRecord, old: Mapping[str, Any], stamps: Mapping[str, Any]) -> None:
@@ -103,19 +180,29 @@ def _make_unsaved(record: ActiveRecord, old: Mapping[str, Any], stamps: Mapping[
 
 def _update_row(record: ActiveRecord, mapping: TableMapping, row: Mapping[str, Any], write: Write) -> None:
     connection, _, tx = write
-    shape = ("update", *row)
-    statement = mapping.statements.get(shape)
-    if statement is None:
-        statement = sa.update(mapping.table).where(_key_parameters(mapping))
-        statement = mapping.statements[shape] = statement.values({name: sa.bindparam(f"new_{name}") for name in row})
-    parameters = {f"new_{name}": value for name, value in row.items()} | _key_values(record, mapping)
+    statement, parameters = update_statement(mapping, row), _update_parameters(record, mapping, row)
     if tx is None or tx.recorder is None:
         matched = connection.execute(statement, parameters).rowcount
     else:
-        token = tx.recorder.updating(tx, mapping.table, key_condition(record, mapping), list(row))
+        token = tx.recorder.updating(tx, mapping.table, row_condition(record, mapping), list(row))
         matched = connection.execute(statement, parameters).rowcount
         tx.recorder.updated(tx, token)
     _require_found(matched, record, mapping)
+
+
+def update_statement(mapping: TableMapping, columns: Iterable[str]) -> sa.Update:
+    """The UPDATE of these columns of one row by its key, made once for each set of columns."""
+    shape = ("update", *columns)
+    statement: sa.Update | None = mapping.statements.get(shape)
+    if statement is None:
+        new: dict[str, Any] = {name: sa.bindparam(f"new_{name}") for name in columns}
+        statement = sa.update(mapping.table).where(_key_parameters(mapping)).values(new)
+        mapping.statements[shape] = statement
+    return statement
+
+
+def _update_parameters(record: ActiveRecord, mapping: TableMapping, row: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"new_{name}": value for name, value in row.items()} | _key_values(record, mapping)
 
 
 def delete(record: ActiveRecord, mapping: TableMapping) -> None:
@@ -125,7 +212,7 @@ def delete(record: ActiveRecord, mapping: TableMapping) -> None:
         _delete_row(record, mapping)
         return
     with together(mapping.connection):
-        departing = depart(mapping, references, lambda _: key_condition(record, mapping))
+        departing = depart(mapping, references, lambda _: row_condition(record, mapping))
         _delete_row(record, mapping)
         departing.carry()
 
@@ -138,7 +225,7 @@ def _delete_row(record: ActiveRecord, mapping: TableMapping) -> None:
         statement = mapping.statements["delete"] = sa.delete(mapping.table).where(_key_parameters(mapping))
     with writing(mapping) as (connection, _, tx):
         if tx is not None and tx.recorder is not None:
-            tx.recorder.deleting(tx, mapping.table, key_condition(record, mapping))
+            tx.recorder.deleting(tx, mapping.table, row_condition(record, mapping))
         result = connection.execute(statement, _key_values(record, mapping))
         _require_found(result.rowcount, record, mapping)
         record_state.mark_deleted(record)
@@ -222,13 +309,23 @@ def _row(record: ActiveRecord, fields: Iterable[MappedField], filled: Mapping[st
     return row
 
 
+def row_condition(record: ActiveRecord, mapping: TableMapping) -> sa.ColumnElement[bool]:
+    """The condition that the record's row meets as long as nobody has changed its lock version."""
+    where = key_condition(record, mapping)
+    return where if mapping.lock is None else sa.and_(where, mapping.lock.column == _version(record, mapping.lock))
+
+
 def _key_parameters(mapping: TableMapping) -> sa.ColumnElement[bool]:
-    numbered = enumerate(mapping.key)
+    fields = mapping.key if mapping.lock is None else (*mapping.key, mapping.lock)
+    numbered = enumerate(fields)
     return sa.and_(*(field.column == sa.bindparam(f"key_{i}", type_=field.column.type) for i, field in numbered))
 
 
 def _key_values(record: ActiveRecord, mapping: TableMapping) -> dict[str, Any]:
-    return {f"key_{position}": value for position, value in enumerate(row_key(record, mapping))}
+    values = row_key(record, mapping)
+    if mapping.lock is not None:
+        values = (*values, _version(record, mapping.lock))
+    return {f"key_{position}": value for position, value in enumerate(values)}
 
 
 def _require_found(matched: int, record: ActiveRecord, mapping: TableMapping) -> None:
@@ -237,6 +334,12 @@ def _require_found(matched: int, record: ActiveRecord, mapping: TableMapping) ->
     key = ", ".join(
         f"{field.name}={value!r}" for field, value in zip(mapping.key, row_key(record, mapping), strict=True)
     )
+    if mapping.lock is not None:
+        raise StaleRecord(
+            f"{mapping.model.__qualname__} ({key}) is no longer in database {mapping.connection!r} with "
+            f"{mapping.lock.name} {_version(record, mapping.lock)}: somebody changed or deleted it since it was "
+            "loaded. refresh() it, and decide again."
+        )
     raise StaleRecord(
         f"{mapping.model.__qualname__} ({key}) is no longer in database {mapping.connection!r}: somebody deleted it "
         "since it was loaded. Load it again, or create another."

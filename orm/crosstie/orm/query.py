@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
 import sqlalchemy as sa
 from sqlalchemy.sql import visitors
@@ -39,6 +39,7 @@ class Query(RelationQuery[M]):
 
     __slots__ = (
         "_conditions",
+        "_deleted",
         "_distinct",
         "_limit",
         "_lock",
@@ -57,6 +58,7 @@ class Query(RelationQuery[M]):
         self._limit: int | None = None
         self._offset: int | None = None
         self._plan = Plan()
+        self._deleted: Literal["hidden", "shown", "only"] = "hidden"
         self._distinct = False
         self._lock: RowLock | None = None
 
@@ -111,6 +113,16 @@ class Query(RelationQuery[M]):
     def distinct(self) -> Self:
         """Each value once: for `pluck` and for `count` of a field. Records are distinct in any case, by their key."""
         return self._with(_distinct=True)
+
+    def with_deleted(self) -> Self:
+        """Rows that SoftDeleteMixin hides too. Raises InvalidQuery for a model without it."""
+        self._require_soft_delete("with_deleted")
+        return self._with(_deleted="shown")
+
+    def only_deleted(self) -> Self:
+        """No rows but those that SoftDeleteMixin hides. Raises InvalidQuery for a model without it."""
+        self._require_soft_delete("only_deleted")
+        return self._with(_deleted="only")
 
     def for_update(self, *, skip_locked: bool = False, nowait: bool = False) -> Self:
         """Lock the rows that are read until the transaction ends; without one, reading raises InvalidQuery.
@@ -299,9 +311,18 @@ class Query(RelationQuery[M]):
         self._require_plain("update_all")
         return bulk.update_rows(self._mapping, self._clause, values)
 
-    def delete_all(self) -> int:
-        """Delete every matching row in one statement; returns how many there were."""
+    def delete_all(self, *, forever: bool = False) -> int:
+        """Delete every matching row in one statement; returns how many there were.
+
+        Rows of a model with SoftDeleteMixin are hidden, as by its `delete()`; `forever` deletes them.
+        """
         self._require_plain("delete_all")
+        hidden = self._mapping.soft_delete
+        if hidden is not None and not forever:
+            moment = self._model.current_time()
+            stamps = dict.fromkeys((*self._model.__stamped_on_update__, hidden.name), moment)
+            # Those that are hidden already keep the time at which they were.
+            return bulk.update_rows(self._mapping, self._with(_deleted="hidden")._clause, stamps)
         return bulk.delete_rows(self._mapping, self._clause)
 
     # -- the statement --------------------------------------------------------------------------------------
@@ -323,7 +344,7 @@ class Query(RelationQuery[M]):
         self, database: Database, columns: list[Any], limit: int | None, order: tuple[sa.ColumnElement[Any], ...]
     ) -> sa.Select[Any]:
         statement = sa.select(*columns).select_from(self._mapping.table)
-        clause = all_of(self._conditions, database)
+        clause = self._met(database)
         if clause is not None:
             statement = statement.where(clause)
         if order:
@@ -335,11 +356,24 @@ class Query(RelationQuery[M]):
         return statement if self._offset is None else statement.offset(self._offset)
 
     def _clause(self, database: Database) -> sa.ColumnElement[bool]:
-        clause = all_of(self._conditions, database)
+        clause = self._met(database)
         if clause is None:
             return sa.true()
         require_one_table(self._mapping, sa.select(self._mapping.key[0].column).where(clause))
         return clause
+
+    def _met(self, database: Database) -> sa.ColumnElement[bool] | None:
+        clause, hidden = all_of(self._conditions, database), self._mapping.soft_delete
+        if hidden is None or self._deleted == "shown":
+            return clause
+        state = hidden.column.is_(None) if self._deleted == "hidden" else hidden.column.is_not(None)
+        return state if clause is None else sa.and_(clause, state)
+
+    def _require_soft_delete(self, method: str) -> None:
+        if self._mapping.soft_delete is None:
+            raise InvalidQuery(
+                f"{method}() expected a model with SoftDeleteMixin, and found {self._model.__qualname__}."
+            )
 
     def _columns(self) -> list[sa.ColumnElement[Any]]:
         return [field.column for field in self._mapping.fields.values()]

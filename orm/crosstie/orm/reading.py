@@ -56,14 +56,19 @@ def fetch(
 
 
 def find_first(
-    mapping: TableMapping, fields: Sequence[MappedField], values: Sequence[Any], *, primary: bool = False
+    mapping: TableMapping,
+    fields: Sequence[MappedField],
+    values: Sequence[Any],
+    *,
+    primary: bool = False,
+    deleted: bool = False,
 ) -> Any | None:
     """Some record whose fields have these values, None being NULL; None where there is none.
 
-    The statement is made once for each set of fields.
+    With `deleted`, one that SoftDeleteMixin hides may be found too. The statement is made once for each set of fields.
     """
     shape = (
-        "first",
+        "first" if not deleted else "first of all",
         *(field.name if value is not None else (field.name,) for field, value in zip(fields, values, strict=True)),
     )
     statement = mapping.statements.get(shape)
@@ -72,6 +77,8 @@ def find_first(
         for position, (field, value) in enumerate(zip(fields, values, strict=True)):
             sought = None if value is None else sa.bindparam(f"value_{position}", type_=field.column.type)
             statement = statement.where(field.column == sought)
+        if mapping.soft_delete is not None and not deleted:
+            statement = statement.where(mapping.soft_delete.column.is_(None))
         mapping.statements[shape] = statement
     parameters = {f"value_{position}": value for position, value in enumerate(values) if value is not None}
     with reading(mapping, primary=primary) as (connection, _):

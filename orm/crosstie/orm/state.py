@@ -25,6 +25,7 @@ __all__ = [
     "mark_deleted",
     "mark_loaded",
     "mark_new",
+    "mark_written",
     "put_back",
     "record_old",
     "set_state",
@@ -72,6 +73,12 @@ def mark_loaded(record: ActiveRecord, mutable: Iterable[str]) -> None:
     """The row has exactly the record's values; those that can change unseen are copied."""
     values = record.__dict__
     set_state(record, {name: deepcopy(values[name]) for name in mutable} or LOADED)
+
+
+def mark_written(record: ActiveRecord, names: Iterable[str]) -> None:
+    """The row has the record's values of these fields; what is unsaved of others stays so."""
+    state, written = state_of(record) or LOADED, set(names)
+    set_state(record, {name: old for name, old in state.items() if name not in written} or LOADED)
 
 
 def mark_deleted(record: ActiveRecord) -> None:
