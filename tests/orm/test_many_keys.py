@@ -111,7 +111,7 @@ def test_a_statement_that_a_server_would_refuse_is_divided(
     """Only where values are written into the text of the statement; every record has what one statement gives it."""
     create_club()
     seed_club()
-    monkeypatch.setattr(keyset, "STATEMENT_BYTES", 80)
+    monkeypatch.setattr(keyset, "STATEMENT_BYTES", 7)
     kinds = [database.kind for database in configured_trio.databases]
     with logged_statements() as log:
         people = Person.find_all().with_("teams").with_count("badges").order_by("id").all()
@@ -132,9 +132,25 @@ def test_a_statement_that_a_server_would_refuse_is_divided(
         assert len(ordered.all()) == 4
 
 
+def test_a_list_that_no_statement_holds_is_refused(
+    configured_database: TestDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MariaDB would close the connection, as if it were down; the others take lists of any length."""
+    Parcel.create_table()
+    Parcel(code=b"\0").save()
+    monkeypatch.setattr(keyset, "PACKET_BYTES", 200_000)
+    sought = Parcel.find_all().where(code=[b"%d" % number for number in range(20_000)])
+    if configured_database.kind == "mariadb":
+        with pytest.raises(InvalidQuery, match=r"parcels\.code: .* found 20000 values .*: divide the list"):
+            sought.count()
+    else:
+        assert sought.count() == 0
+    assert Parcel.find_all().where(code=[b"\0", *(b"%d" % number for number in range(5_000))]).count() == 1
+
+
 def test_a_list_is_divided_by_the_length_of_its_text() -> None:
     """No value is lost or repeated, none of them is empty, and one that is too long goes alone."""
-    assert list(divided([1, 2, 3, 4, 5], 100)) == [[1, 2], [3, 4], [5]]
+    assert list(divided([1, 2, 3, 4, 5], 7)) == [[1, 2], [3, 4], [5]]
     assert list(divided(["a" * 10, "b" * 90, "c", "d"], 30)) == [["a" * 10], ["b" * 90], ["c", "d"]]
     assert list(divided([b"\\" * 10, b"x"], 32)) == [[b"\\" * 10], [b"x"]]
     assert list(divided(["é", "é"], 15)) == [["é"], ["é"]]

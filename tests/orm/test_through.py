@@ -115,6 +115,58 @@ def test_an_order_given_is_the_order_kept(club: Trio) -> None:
     assert first.name == "team2"
 
 
+class Member(IntegerPKMixin, ActiveRecord):
+    __table_name__ = "members"
+    __connection__ = "default"
+
+    id: int | None = None
+    name: str
+
+    follows: ClassVar[ManyToMany[Member]] = ManyToMany(
+        through="Follow", foreign_key="follower_id", target_key="followed_id"
+    )
+    followers: ClassVar[ManyToMany[Member]] = ManyToMany(
+        through="Follow", foreign_key="followed_id", target_key="follower_id"
+    )
+    follows_of_followers: ClassVar[HasMany[Member]] = HasMany(through="followers", source="follows")
+
+
+class Follow(IntegerPKMixin, ActiveRecord):
+    __table_name__ = "follows"
+    __connection__ = "secondary"
+
+    follower_id: int
+    followed_id: int
+
+
+class Chief(Member):
+    """The same table, seen as another model."""
+
+
+def test_a_model_tied_to_itself_over_a_join_model_without_relations(configured_trio: Trio) -> None:
+    """The two fields are named; each direction is a relation of its own, and a subclass has both."""
+    Member.create_table()
+    Follow.create_table()
+    for name in ("ann", "bob", "cid"):
+        Member(name=name).save()
+    for follower_id, followed_id in ((1, 2), (1, 3), (2, 3), (3, 1)):
+        Follow(follower_id=follower_id, followed_id=followed_id).save()
+    for model in (Member, Chief):
+        ann, bob, cid = model.find_all().with_("follows", "followers", "follows_of_followers").order_by("id")
+        assert [[one.name for one in each.follows()] for each in (ann, bob, cid)] == [["bob", "cid"], ["cid"], ["ann"]]
+        assert [[one.name for one in each.followers()] for each in (ann, bob, cid)] == [
+            ["cid"],
+            ["ann"],
+            ["ann", "bob"],
+        ]
+        assert [one.name for one in cid.follows_of_followers()] == ["bob", "cid"]
+        assert [one.name for one in model.find(1).follows()] == ["bob", "cid"]
+        assert model.find(1).follows.query().where(name="cid").count() == 1
+        followed = model.find_all().where_has("followers", lambda members: members.where(name="bob"))
+        assert followed.pluck("name") == ["cid"]
+        assert model.find_all().where_missing("follows", lambda members: members.where(name="cid")).pluck("id") == [3]
+
+
 def test_chains_that_lead_nowhere_say_why() -> None:
     """Every mistake in a declaration names the model, the relation, and what was found."""
 

@@ -17,6 +17,7 @@ from sqlalchemy.sql import visitors
 
 from crosstie.orm.database import Database
 from crosstie.orm.errors import CrossDatabaseQuery, InvalidQuery
+from crosstie.orm.keyset import MANY_VALUES, require_packet
 from crosstie.orm.mapping import MappedField, TableMapping
 
 __all__ = ["Condition", "Expression", "Membership", "keyword", "require_one_database", "require_one_table"]
@@ -79,6 +80,8 @@ def _member(field: MappedField, values: Collection[Any], database: Database) -> 
         return equal
     if len(values) <= 500 or database.kind != "sqlite":
         # PyMySQL puts values into the text of the statement, so only max_allowed_packet limits their number.
+        if len(values) > MANY_VALUES:
+            require_packet(str(column), values)
         return column.in_(values)
     bind = column.type.dialect_impl(database.dialect).bind_processor(database.dialect)
     raw = list(values) if bind is None else [bind(value) for value in values]

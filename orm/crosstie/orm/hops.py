@@ -19,7 +19,7 @@ __all__ = ["Reached", "reached_over"]
 class Reached(NamedTuple):
     """Which keys of the last link each starting key leads to."""
 
-    by_start: dict[Any, dict[Any, None]]
+    by_start: dict[Any, list[Any]]
     """In the order of the rows in between (by their primary keys), each key once."""
     keys: list[Any]
     """All of them, each once."""
@@ -27,17 +27,18 @@ class Reached(NamedTuple):
 
 def reached_over(link: Link, starts: Sequence[Any]) -> Reached:
     """Follow all links but the last from these keys of the first; a NULL on the way leads nowhere."""
-    by_start: dict[Any, dict[Any, None]] = {start: {start: None} for start in starts}
+    by_start: dict[Any, list[Any]] = {start: [start] for start in starts}
     for hop, following in pairwise(link.hops):
         steps = _steps(hop, following, _distinct(by_start))
         by_start = {
-            start: {reached: None for key in keys for reached in steps.get(key, ())} for start, keys in by_start.items()
+            start: list(dict.fromkeys(reached for key in keys for reached in steps.get(key, ())))
+            for start, keys in by_start.items()
         }
     return Reached(by_start, _distinct(by_start))
 
 
-def _distinct(by_start: dict[Any, dict[Any, None]]) -> list[Any]:
-    return list({key: None for keys in by_start.values() for key in keys})
+def _distinct(by_start: dict[Any, list[Any]]) -> list[Any]:
+    return list(dict.fromkeys(key for keys in by_start.values() for key in keys))
 
 
 def _steps(hop: Link, following: Link, keys: list[Any]) -> dict[Any, list[Any]]:
