@@ -61,10 +61,10 @@ class ConnectionSettings(_Section):
     read_only: bool = False
     pool_size: Annotated[int, Field(ge=1)] = 5
     max_overflow: Annotated[int, Field(ge=0)] = 10
-    pool_timeout_s: Annotated[float, Field(gt=0)] = 30.0
+    pool_timeout_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 30.0
     pool_recycle_s: Annotated[int, Field(gt=0)] = 1800
     connect_timeout_s: Annotated[int, Field(ge=1)] = 5
-    busy_timeout_s: Annotated[float, Field(gt=0)] = 10.0
+    busy_timeout_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 10.0
     read_your_writes_s: Annotated[float, Field(ge=0)] = 2.0
     options: dict[str, str | int | float | bool] = Field(default_factory=dict, repr=False)
 
