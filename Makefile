@@ -19,11 +19,11 @@ $(DEV): EXTRAS := dev
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$(EXTRAS)]'
 	@touch $@
 
-.PHONY: help demo test lint format types storm bench package clean
+.PHONY: help demo test lint format types storm bench bench-orm package clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
-	@echo "  ARGS='...' passes more arguments to pytest; PYTHON=... chooses the interpreter for .venv"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
+	@echo "  ARGS='...' passes more arguments to pytest or the benchmark; PYTHON=... chooses the interpreter for .venv"
 
 demo: $(RUNTIME)  ## two databases stay consistent through a crash, in under a minute
 	@$(BIN)/python examples/demo.py
@@ -49,11 +49,16 @@ bench: $(DEV)  ## run every benchmark
 	@test -n "$(wildcard benchmarks/*.py)" || { echo "this version has no benchmarks" >&2; exit 1; }
 	@set -e; for script in $(sort $(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python "$$script"; done
 
+bench-orm:  ## compare the ORM with others, which are installed into .venv-bench
+	@test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
+	@.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -e '.[mysql,postgres]' -r benchmarks/requirements.txt
+	@.venv-bench/bin/python benchmarks/orm.py $(ARGS)
+
 package: $(DEV)  ## build sdist and wheel into dist/, and try the wheel in a fresh environment
 	@rm -rf dist
 	@$(BIN)/python -m build --no-isolation
 	@CROSSTIE_TEST_DIST=dist $(BIN)/python -m pytest -q tests/packaging/test_wheel.py
 
 clean:  ## remove the environment and everything that was built
-	@rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	@rm -rf .venv .venv-bench build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	@find orm outbox sagas workers tests examples benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true

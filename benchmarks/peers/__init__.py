@@ -1,0 +1,1 @@
+"""One adapter for each ORM that benchmarks/orm.py measures."""

@@ -1,0 +1,43 @@
+"""The benchmark of ORMs runs, here with a handful of rows, and what it says is a table."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench.processes import child_environment
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*arguments: str) -> str:
+    """What the benchmark prints on SQLite. Fails with its output."""
+    command = [sys.executable, "benchmarks/orm.py", "--databases", "sqlite", "--scale", "0.001", *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=child_environment({}), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_crosstie_does_every_row_of_the_benchmark() -> None:
+    """Beside SQLAlchemy's ORM, with a ratio in each row, nothing left out, and the versions."""
+    output = run("--rounds", "2", "--peers", "crosstie")
+    assert "left out" not in output
+    table = [line for line in output.splitlines() if line.startswith("|")]
+    assert re.search(r"SQLAlchemy ORM \d\S* \| crosstie \d", table[0])
+    assert len(table) == 2 + 7
+    for line in table[2:]:
+        assert re.fullmatch(r"\| [^|]+ \| \d+(\.\d)? \(1\.00\) \| \d+(\.\d)? \(\d+\.\d\d\) \|", line), line
+
+
+def test_a_peer_that_is_not_installed_is_said_to_be_left_out() -> None:
+    """The others are measured all the same."""
+    if importlib.util.find_spec("tortoise") is not None:
+        pytest.skip("Tortoise is installed here")
+    output = run("--rounds", "1", "--peers", "tortoise,crosstie")
+    assert "left out: tortoise (No module named 'tortoise')" in output
+    assert re.search(r"\| SQLAlchemy ORM \S+ \| crosstie \S+ \|", output)
