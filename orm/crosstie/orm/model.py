@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import sqlalchemy as sa
@@ -12,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from crosstie.orm import collection, persistence, related, schema, upserting
 from crosstie.orm import state as record_state
+from crosstie.orm.callback import callbacks_of
 from crosstie.orm.declaration import connection_of, relations_of, table_name_of
 from crosstie.orm.errors import InvalidQuery, ModelDefinitionError, RecordNotFound, StaleRecord
 from crosstie.orm.mapping import Columns, mapping_of
@@ -200,16 +202,19 @@ class ActiveRecord(BaseModel):
         return {name: (old, self.__dict__.get(name)) for name, old in record_state.changes(self).items()}
 
     def save(self) -> Self:
-        """Insert a new record, or write the changed columns of a loaded one; returns the record.
+        """Insert a new record, or write the changed columns of a loaded one; returns the record. Runs callbacks.
 
         Raises RecordInvalid, StaleRecord where the row has vanished, DuplicateKey and other errors of the database.
         """
         mapping = mapping_of(type(self))
-        if record_state.is_new(self):
-            persistence.insert(self, mapping)
-        else:
+        is_new = record_state.is_new(self)
+        if not is_new:
             self._require_row("save")
-            persistence.update(self, mapping)
+        write = partial(persistence.insert if is_new else persistence.update, self, mapping)
+        if callbacks := callbacks_of(type(self)):
+            callbacks.around(self, "create" if is_new else "update", write)
+        else:
+            write()
         return self
 
     def update(self, **values: Any) -> Self:
@@ -227,9 +232,13 @@ class ActiveRecord(BaseModel):
         return self.save()
 
     def delete(self) -> None:
-        """Delete the row. Raises StaleRecord where it has vanished already."""
+        """Delete the row. Runs callbacks. Raises StaleRecord where it has vanished already."""
         self._require_row("delete")
-        persistence.delete(self, mapping_of(type(self)))
+        write = partial(persistence.delete, self, mapping_of(type(self)))
+        if callbacks := callbacks_of(type(self)):
+            callbacks.around(self, "delete", write)
+        else:
+            write()
 
     def increment(self, **deltas: Any) -> Self:
         """Add to numeric columns in the database, `stock.increment(reserved=1)`, and return the record.
