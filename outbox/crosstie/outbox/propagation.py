@@ -142,11 +142,12 @@ def _without_parent(reference: Reference, keys: Sequence[Any]) -> list[Any]:
     """The keys that no parent has now, each once: one inserted again since has children of its own."""
     parent = mapping_of(reference.parent_model)
     field = parent.field_of_column[reference.parent_column.name]
-    sought = [_from_json(field, key) for key in dict.fromkeys(keys)]
-    clause = Membership(field, sought).clause(ConnectionManager.get(parent.connection))
+    # Alike, whoever wrote them: a trigger writes a UUID as the database stores it.
+    sought = {_to_json(value): value for value in (_from_json(field, key) for key in keys)}
+    clause = Membership(field, list(sought.values())).clause(ConnectionManager.get(parent.connection))
     with statement_connection(parent.connection, write=False) as connection:
         alive = {_to_json(value) for value in connection.execute(sa.select(field.column).where(clause)).scalars()}
-    return [key for key in dict.fromkeys(keys) if key not in alive]
+    return [key for key in sought if key not in alive]
 
 
 def _child_field(reference: Reference) -> MappedField:

@@ -14,6 +14,7 @@ import typer
 
 from crosstie.orm.connection import ConnectionManager
 from crosstie.orm.errors import CrosstieError
+from crosstie.outbox import trigger
 from crosstie.outbox.migrations import current_version, newest_version
 from crosstie.outbox.tables import create_tables
 from crosstie.workers import presentation
@@ -111,11 +112,27 @@ def _celery(arguments: list[str]) -> int:
 
 
 @cli.command()
-def init(imports: Imports = None) -> None:
+def init(
+    triggers: Annotated[
+        bool,
+        typer.Option(
+            "--triggers",
+            help="Also create delete triggers on the tables that references with on_delete=cascade or set_null lead "
+            "to, so that deletes by raw SQL are acted upon too.",
+        ),
+    ] = False,
+    drop_triggers: Annotated[
+        bool, typer.Option("--drop-triggers", help="Drop every delete trigger that --triggers has created.")
+    ] = False,
+    imports: Imports = None,
+) -> None:
     """Bring crosstie's tables in every writable database to the newest version, and write the subscriptions into them.
 
     Safe to repeat: what exists is left as it is.
     """
+    if triggers and drop_triggers:
+        presentation.show_error("expected one of --triggers and --drop-triggers, and found both.")
+        raise typer.Exit(REFUSED)
     prepare(imports)
     failed = False
     for name in ConnectionManager.names(writable=True):
@@ -124,6 +141,8 @@ def init(imports: Imports = None) -> None:
             before = current_version(database)
             made = create_tables(database)
             report = sync_subscriptions(name)
+            dropped = trigger.drop_triggers(database) if drop_triggers else []
+            created = trigger.create_triggers(database) if triggers else []
         except CrosstieError as error:
             failed = True
             presentation.show_error(str(error))
@@ -133,6 +152,8 @@ def init(imports: Imports = None) -> None:
                 + (f"created {', '.join(made)}" if made else "all tables exist")
                 + (f"; upgraded from version {before} to {newest_version()}" if 0 < before < newest_version() else "")
                 + "".join(f"; events {type_!r} go to {route!r}" for route, type_ in report.added.get(name, ()))
+                + "".join(f"; deletes from {one.table!r} are told by trigger {one.name}" for one in created)
+                + "".join(f"; dropped trigger {one.name} of {one.table!r}" for one in dropped)
             )
     if failed:
         raise typer.Exit(REFUSED)
