@@ -48,8 +48,8 @@ class Novel(IntegerPKMixin, OptimisticLockMixin, SoftDeleteMixin):
     writer: ClassVar[BelongsTo[Writer]] = BelongsTo(foreign_key="writer_id", inverse_of="novels")
 
 
-class Parcel(CompositePKMixin, ActiveRecord):
-    __table_name__ = "parcels"
+class Consignment(CompositePKMixin, ActiveRecord):
+    __table_name__ = "consignments"
     __connection__ = "default"
     __primary_key__ = ("order_id", "sku")
 
@@ -226,22 +226,22 @@ def test_a_saga_that_is_undone_restores_versions_and_hidden_rows(library: Pair) 
 
 def test_a_key_of_several_fields(configured_database: TestDatabase) -> None:
     """Found by a tuple; every write of one row touches that row alone."""
-    Parcel.create_table()
+    Consignment.create_table()
     for order_id, sku in [(1, "a"), (1, "b"), (2, "a")]:
-        Parcel(order_id=order_id, sku=sku).save()
-    parcel = Parcel.find((1, "b"))
-    parcel.update(amount=5)
-    parcel.increment(amount=2)
-    Parcel.find((2, "a")).delete()
-    rows = configured_database.rows("SELECT order_id, sku, amount FROM parcels ORDER BY order_id, sku")
+        Consignment(order_id=order_id, sku=sku).save()
+    consignment = Consignment.find((1, "b"))
+    consignment.update(amount=5)
+    consignment.increment(amount=2)
+    Consignment.find((2, "a")).delete()
+    rows = configured_database.rows("SELECT order_id, sku, amount FROM consignments ORDER BY order_id, sku")
     assert rows == [(1, "a", 0), (1, "b", 7)]
-    assert parcel.refresh().amount == 7
-    assert Parcel(order_id=1, sku="b", amount=9).upsert(on=["order_id", "sku"]).amount == 9
+    assert consignment.refresh().amount == 7
+    assert Consignment(order_id=1, sku="b", amount=9).upsert(on=["order_id", "sku"]).amount == 9
     for key in (1, (1,), (1, None), (1, "b", 2)):
         with pytest.raises(InvalidQuery, match=r"a value of \(order_id, sku\)"):
-            Parcel.find(key)
+            Consignment.find(key)
     with pytest.raises(RecordNotFound):
-        Parcel.find((3, "a"))
+        Consignment.find((3, "a"))
     with pytest.raises(ModelDefinitionError, match="two or more fields"):
 
         class Wrong(CompositePKMixin, ActiveRecord):
