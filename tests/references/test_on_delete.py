@@ -11,7 +11,7 @@ from bench.databases import Pair
 from bench.faults import crash_at
 from crosstie.orm import ActiveRecord, ConnectionManager, transaction
 from crosstie.orm.errors import CrossDatabaseWriteWarning, DeleteRestricted, ModelDefinitionError, StaleRecord
-from crosstie.orm.field import Column, IntegerPKMixin
+from crosstie.orm.field import Column, IntegerPKMixin, SoftDeleteMixin
 from crosstie.orm.placement import Tenants, connected_to
 from crosstie.orm.relation import BelongsTo
 from crosstie.orm.release import release
@@ -191,6 +191,44 @@ def test_a_delete_inside_another_databases_transaction_warns(family: Any) -> Non
     with transaction("secondary"), pytest.warns(CrossDatabaseWriteWarning, match="'default'"):
         user.delete()
     assert user.is_deleted
+
+
+def test_a_hidden_row_is_there_until_it_is_deleted_for_ever(configured: Pair) -> None:
+    """A soft delete tells nobody; hidden children hold a parent back, and go with it, like others."""
+
+    class Album(SoftDeleteMixin, IntegerPKMixin, ActiveRecord):
+        __table_name__ = "albums"
+        __connection__ = "default"
+
+    class Track(SoftDeleteMixin, IntegerPKMixin, ActiveRecord):
+        __table_name__ = "tracks"
+        __connection__ = "secondary"
+
+        album_id: int
+        album: ClassVar[BelongsTo[Album]] = BelongsTo(foreign_key="album_id", on_delete="cascade")
+
+    class Cover(SoftDeleteMixin, IntegerPKMixin, ActiveRecord):
+        __table_name__ = "covers"
+        __connection__ = "secondary"
+
+        album_id: int
+        album: ClassVar[BelongsTo[Album]] = BelongsTo(foreign_key="album_id", on_delete="restrict")
+
+    for model in (Album, Track, Cover):
+        model.create_table()
+    sync_routes()
+    album = Album().save()
+    assert album.id is not None
+    track, cover = Track(album_id=album.id).save(), Cover(album_id=album.id).save()
+    for record in (album, track, cover):
+        record.delete()
+    assert propagate() == 0
+    with pytest.raises(DeleteRestricted):
+        album.delete_forever()
+    cover.delete_forever()
+    album.delete_forever()
+    propagate()
+    assert configured.second.scalar("SELECT count(*) FROM tracks") == 0
 
 
 def test_children_in_the_same_database_go_the_same_way(configured: Pair) -> None:

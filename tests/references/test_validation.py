@@ -29,6 +29,15 @@ def test_a_parent_that_does_not_exist_is_refused(family: Any, configured: Pair) 
     assert count(configured, "invoices") == count(configured, "invoices", "user_id = 1") == 1
 
 
+def test_many_records_at_once_are_validated_too(family: Any, configured: Pair) -> None:
+    """None of them is saved where one parent is missing."""
+    user = user_with(family)
+    with pytest.raises(RecordInvalid, match="id = 77"):
+        family.Invoice.bulk_create([family.Invoice(user_id=key) for key in (user.id, 77)])
+    family.Invoice.bulk_create([family.Invoice(user_id=user.id) for _ in range(2)])
+    assert count(configured, "invoices") == 2
+
+
 def test_what_did_not_change_is_not_asked_for_again(family: Any, configured: Pair) -> None:
     """A row whose parent has vanished since can still be saved for another reason, or repaired."""
     user, other = user_with(family), user_with(family)
