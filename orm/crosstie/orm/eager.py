@@ -110,6 +110,8 @@ def _load(
         found = _ask(link, list(waiting) if reached is None else reached.keys, query)
         groups = _grouped(link, found, reached, ordered=bool(query._order))
         _deal(relation, link, waiting, groups)
+        if not known_ones:
+            return found
         known_ones.update((id(one), one) for one in found)
     return list(known_ones.values())
 
@@ -156,7 +158,7 @@ def _deal(
             value: Any = list(group) if relation.many else (group[0] if group else None)
             related.remember(record, name, record.__dict__[near], value)
         if link.inverse is not None:
-            related.set_back(group, link, records[0])
+            related.set_back(group, link, records[0], of_one_query=True)
 
 
 def _query(model: type[ActiveRecord]) -> Query[Any]:

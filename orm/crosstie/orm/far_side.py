@@ -68,7 +68,7 @@ class Many(_FarSide[T]):
             return cast("list[T]", self._load_through(key))
         found = self.query().all()
         related.remember(record, relation.name, key, found)
-        related.set_back(found, link, record)
+        related.set_back(found, link, record, of_one_query=True)
         return found
 
     def count(self) -> int:

@@ -6,7 +6,7 @@ the other model's database is chosen for each statement, the value counts only w
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from crosstie.orm.errors import InvalidQuery
@@ -92,11 +92,20 @@ def forget_all(record: ActiveRecord) -> None:
         remember(record, LOAD, None, load)
 
 
-def set_back(found: Iterable[ActiveRecord], link: Link, record: ActiveRecord) -> None:
-    """Tell the records found which record they were found from, so that the way back needs no query."""
-    if link.inverse is not None:
+def set_back(found: Sequence[ActiveRecord], link: Link, record: ActiveRecord, *, of_one_query: bool = False) -> None:
+    """Tell the records found which record they were found from, so that the way back needs no query.
+
+    Records just loaded by one query all hold something already or none does, which saves looking at each.
+    """
+    name, far = link.inverse, link.far.name
+    if name is None or not found:
+        return
+    if of_one_query and not TableMapping.any_placed and _kept(found[0]) is None:
         for other in found:
-            remember(other, link.inverse, getattr(other, link.far.name), record)
+            object.__setattr__(other, "_related", {name: (other.__dict__[far], record, None)})
+        return
+    for other in found:
+        remember(other, name, other.__dict__[far], record)
 
 
 def assign(record: ActiveRecord, relation: Relation[Any], value: Any) -> None:
