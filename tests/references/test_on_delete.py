@@ -9,7 +9,7 @@ import pytest
 
 from bench.databases import Pair
 from bench.faults import crash_at
-from crosstie.orm import ActiveRecord, ConnectionManager, transaction
+from crosstie.orm import ActiveRecord, ConnectionManager, referrer, transaction
 from crosstie.orm.errors import CrossDatabaseWriteWarning, DeleteRestricted, ModelDefinitionError, StaleRecord
 from crosstie.orm.field import Column, IntegerPKMixin, SoftDeleteMixin
 from crosstie.orm.placement import Tenants, connected_to
@@ -183,6 +183,17 @@ def test_what_cannot_go_on_waits_for_its_route(family: Any, configured: Pair, mo
     configured.first.execute("UPDATE crosstie_lane SET ready_at_ms = 0")
     propagate()
     assert count(configured, "posts") == 0
+
+
+def test_a_delete_that_nobody_would_carry_is_refused(
+    family: Any, configured: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that has not loaded the outbox must not leave children behind without a word."""
+    user = user_with(family, posts=1)
+    monkeypatch.setattr(referrer, "_carriers", [])
+    with pytest.raises(ModelDefinitionError, match=r"import crosstie\.outbox"):
+        user.delete()
+    assert (count(configured, "users"), user.is_deleted) == (1, False)
 
 
 def test_a_delete_inside_another_databases_transaction_warns(family: Any) -> None:
