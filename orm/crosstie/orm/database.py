@@ -23,6 +23,7 @@ from crosstie.orm.liveness import Liveness
 
 __all__ = ["Capabilities", "Database"]
 
+_AUTOCOMMIT: Final = "crosstie_autocommit"
 ENDED: Final = "crosstie.ended"
 """In the info of a connection: its transaction was committed or rolled back as the last thing on it."""
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -127,6 +128,11 @@ class Database:
             self._lock = threading.Lock()
             self._engine = self._autocommit = None
 
+    @staticmethod
+    def is_autocommit(engine: sa.Engine) -> bool:
+        """Whether each statement of this engine commits by itself."""
+        return bool(engine.get_execution_options().get(_AUTOCOMMIT, False))
+
     def engines(self) -> list[sa.Engine]:
         """Those made so far, which `on_engine` may not have been called with if it was added meanwhile."""
         with self._lock:  # one that is being made is waited for
@@ -142,6 +148,7 @@ class Database:
             "poolclass": sa.pool.QueuePool,
             "pool_reset_on_return": None,  # see _reset_unless_ended
             "hide_parameters": True,
+            "execution_options": {_AUTOCOMMIT: autocommit},
             "logging_name": self.name,
             "connect_args": _connect_arguments(settings),
             # Without it each single statement costs MySQL a ROLLBACK round trip with nothing to roll back.

@@ -324,9 +324,15 @@ def _notice_foreign_rollback(connection: sa.Connection) -> None:
             tx.end_by_stranger()
 
 
-event.listen(sa.Engine, "handle_error", _notice_error)
-event.listen(sa.Engine, "commit", _refuse_foreign_commit)
-event.listen(sa.Engine, "rollback", _notice_foreign_rollback)
+def _watch(database: Database, engine: sa.Engine) -> None:
+    """Listen where transactions run, and nowhere else: other engines would pay for it with each statement."""
+    if not database.is_autocommit(engine):
+        event.listen(engine, "handle_error", _notice_error)
+        event.listen(engine, "commit", _refuse_foreign_commit)
+        event.listen(engine, "rollback", _notice_foreign_rollback)
+
+
+Database.on_engine.append(_watch)
 
 
 def current(name: str) -> LocalTransaction | None:
