@@ -77,6 +77,10 @@ def test_paths_and_nested_conditions(blog: Pair) -> None:
     assert path.pluck("id") == [1]
     nested = User.find_all().where_has("posts", lambda posts: posts.where_missing("comments").where(Post.c.id > 0))
     assert nested.count() == 0
+    back = Post.find_all().where_has(
+        "comments", lambda comments: comments.where_has("post", lambda post: post.where(id=2))
+    )
+    assert back.pluck("id") == [2]  # the innermost posts are not the outermost ones
     assert User.find_all().where_missing("posts.comments").pluck("id") == [3]
     assert Comment.find_all().where_has("post.user", lambda users: users.where(id=2)).count() == 4
 

@@ -61,7 +61,7 @@ class Among(Condition):
 
     def _subquery(self, database: Database, other: TableMapping) -> sa.Select[Any]:
         present = self._values.column.is_not(None)  # NOT IN a list with NULL is true of no row
-        inner = self._rows._select(database, [self._values.column], None, ()).where(present).correlate(None)
+        inner = self._rows._select(database, [self._values.column], None, ()).where(present)
         # MySQL refuses to write to a table that a subquery of the statement reads, but not one that is derived.
         return sa.select(*inner.subquery().c) if other.table is self._mapping.table else inner
 
