@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 from mypy import api
@@ -128,5 +131,25 @@ def test_a_type_checker_knows_what_queries_and_relations_return(tmp_path: Path) 
             found.setdefault(int(matched[1]), []).append(revealed or f"error: [{matched[3]}]")
     expected = {
         number: [line.partition("  # ")[2]] for number, line in enumerate(PROGRAM.splitlines(), 1) if "  # " in line
+    }
+    assert found == expected
+
+
+def test_another_type_checker_knows_the_same(tmp_path: Path) -> None:
+    """Basedpyright, which many editors run, reveals the same types, and finds errors in the same lines."""
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    command = [sys.executable, "-m", "basedpyright", "--pythonpath", sys.executable, "--outputjson", str(program)]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False, cwd=tmp_path)
+    found: dict[int, set[str]] = {}
+    for report in json.loads(answer.stdout)["generalDiagnostics"]:
+        number = report["range"]["start"]["line"] + 1
+        revealed = re.fullmatch(r'Type of ".*" is "(.*)"', report["message"])
+        if revealed is not None or report["severity"] == "error":
+            found.setdefault(number, set()).add("error" if revealed is None else revealed[1])
+    expected = {
+        number: {"error" if comment.startswith("error") else comment}
+        for number, line in enumerate(PROGRAM.splitlines(), 1)
+        if (comment := line.partition("  # ")[2])
     }
     assert found == expected
