@@ -11,13 +11,17 @@ from crosstie.orm.routing import router
 
 
 @pytest.fixture(autouse=True)
-def models_of_the_test_alone() -> Iterator[None]:
-    """Hide the models of other folders' tests, forget those that the test defined, and its writes.
+def models_of_the_test_alone(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Hide the models of other test modules, forget those that the test defined, and its writes.
 
     Every test module of a run is imported, and two of them may give one table different columns.
     """
     with registry.isolated():
-        registry._models = {key: model for key, model in registry._models.items() if key[0].startswith("orm.")}
+        registry._models = {
+            (module, name): model
+            for (module, name), model in registry._models.items()
+            if module == request.module.__name__ or (module.startswith("orm.") and ".test_" not in module)
+        }
         registry.generation += 1
         yield
     router.forget()

@@ -21,7 +21,7 @@ from crosstie.orm.callback import (
     before_save,
     before_update,
 )
-from crosstie.orm.field import IntegerPKMixin
+from crosstie.orm.field import IntegerPKMixin, SoftDeleteMixin
 from crosstie.sagas import saga
 
 
@@ -224,3 +224,40 @@ def test_a_subclass_inherits_callbacks_and_may_override_them(configured_database
 
     assert configured_database.scalar("SELECT text FROM postcards") == "HELLO"
     assert "after_create" in Letter.seen
+
+
+class Hidden(SoftDeleteMixin, IntegerPKMixin, Audited):
+    """A row that a delete only hides."""
+
+    __table_name__ = "hidden"
+
+    id: int | None = None
+
+    @before_delete
+    def asked(self) -> None:
+        """May refuse."""
+        self.note("before_delete")
+
+    @after_delete
+    def told(self) -> None:
+        """Told of it."""
+        self.note("after_delete")
+
+
+def test_a_soft_delete_runs_the_callbacks_of_a_delete(configured_database: TestDatabase) -> None:
+    """For the model's owner it is a delete, and it can be refused like one."""
+    Hidden.create_table()
+    row = Hidden().save()
+    Hidden.seen.clear()
+
+    Hidden.refused.add("after_delete")
+    with pytest.raises(PermissionError):
+        row.delete()
+    assert configured_database.scalar("SELECT deleted_at FROM hidden") is None
+    assert not row.is_deleted
+
+    Hidden.refused.clear()
+    Hidden.seen.clear()
+    row.delete()
+    assert Hidden.seen == ["before_delete", "after_delete"]
+    assert configured_database.scalar("SELECT deleted_at FROM hidden") is not None

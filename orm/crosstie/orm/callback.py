@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Callbacks",
+    "Operation",
     "after_commit",
     "after_create",
     "after_delete",

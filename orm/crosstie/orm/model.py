@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from crosstie.orm import collection, persistence, related, schema, upserting
 from crosstie.orm import state as record_state
-from crosstie.orm.callback import callbacks_of
+from crosstie.orm.callback import Operation, callbacks_of
 from crosstie.orm.declaration import connection_of, relations_of, table_name_of
 from crosstie.orm.errors import InvalidQuery, ModelDefinitionError, RecordNotFound, StaleRecord
 from crosstie.orm.mapping import Columns, mapping_of
@@ -211,10 +211,7 @@ class ActiveRecord(BaseModel):
         if not is_new:
             self._require_row("save")
         write = partial(persistence.insert if is_new else persistence.update, self, mapping)
-        if callbacks := callbacks_of(type(self)):
-            callbacks.around(self, "create" if is_new else "update", write)
-        else:
-            write()
+        self._with_callbacks("create" if is_new else "update", write)
         return self
 
     def update(self, **values: Any) -> Self:
@@ -234,11 +231,7 @@ class ActiveRecord(BaseModel):
     def delete(self) -> None:
         """Delete the row. Runs callbacks. Raises StaleRecord where it has vanished already."""
         self._require_row("delete")
-        write = partial(persistence.delete, self, mapping_of(type(self)))
-        if callbacks := callbacks_of(type(self)):
-            callbacks.around(self, "delete", write)
-        else:
-            write()
+        self._with_callbacks("delete", partial(persistence.delete, self, mapping_of(type(self))))
 
     def increment(self, **deltas: Any) -> Self:
         """Add to numeric columns in the database, `stock.increment(reserved=1)`, and return the record.
@@ -291,6 +284,12 @@ class ActiveRecord(BaseModel):
         record_state.mark_loaded(self, mapping.mutable)
         related.forget_all(self)
         return self
+
+    def _with_callbacks(self, operation: Operation, write: Callable[[], None]) -> None:
+        if callbacks := callbacks_of(type(self)):
+            callbacks.around(self, operation, write)
+        else:
+            write()
 
     def _require_row(self, action: str) -> None:
         if record_state.is_new(self):

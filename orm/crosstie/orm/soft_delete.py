@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from functools import partial
 from typing import ClassVar, Self
 
 from crosstie.orm import persistence
@@ -30,11 +31,11 @@ class SoftDeleteMixin(ActiveRecord):
         return self.deleted_at is not None or super().is_deleted
 
     def delete(self) -> None:
-        """Hide the row. Raises StaleRecord where it is hidden or has vanished already."""
+        """Hide the row, with the callbacks of a delete. Raises StaleRecord where it is hidden or has vanished."""
         self._require_row("delete")
         if self.deleted_at is not None:
             raise StaleRecord(f"delete() expected a row, and this {type(self).__qualname__} was deleted: restore() it.")
-        self._set_deleted_at(self.current_time())
+        self._with_callbacks("delete", partial(self._set_deleted_at, self.current_time()))
 
     def restore(self) -> Self:
         """Let queries find the row again."""
