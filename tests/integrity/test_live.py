@@ -17,7 +17,8 @@ from crosstie.orm.integrity.child import ChildColumn, KeyRows
 from crosstie.orm.integrity.confirmation import judge
 from crosstie.orm.integrity.parent import ParentColumn
 from crosstie.orm.integrity.storage import IntegerStorage
-from crosstie.orm.integrity.suspicion import Suspicion, spell
+from crosstie.orm.integrity.suspicion import Suspicion
+from crosstie.orm.spelling import spell
 from crosstie.sagas.image import key_text
 from integrity.tables import Linked, orphans, reference
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
@@ -35,7 +36,6 @@ class Capabilities:
 
     insert_returning: bool
     update_returning: bool
-    select_for_update: bool
     force_constraints: bool
     """SET CONSTRAINTS ALL IMMEDIATE checks deferred constraints before COMMIT does."""
     transactional_ddl: bool
@@ -52,10 +52,10 @@ class Capabilities:
 
 
 _CAPABILITIES: Final = {
-    "sqlite": Capabilities(True, True, False, False, True, False, 32_000, numbers_in_order=True),
-    "postgresql": Capabilities(True, True, True, True, True, False, 65_000, array_parameters=True),
-    "mariadb": Capabilities(True, False, True, False, False, True, 65_000, on_conflict=False),
-    "mysql": Capabilities(False, False, True, False, False, True, 65_000, on_conflict=False),
+    "sqlite": Capabilities(True, True, False, True, False, 32_000, numbers_in_order=True),
+    "postgresql": Capabilities(True, True, True, True, False, 65_000, array_parameters=True),
+    "mariadb": Capabilities(True, False, False, False, True, 65_000, on_conflict=False),
+    "mysql": Capabilities(False, False, False, False, True, 65_000, on_conflict=False),
 }
 
 
@@ -105,7 +105,7 @@ class Database:
         """The SQLAlchemy dialect; known without a connection."""
         return self.engine.dialect
 
-    def mapped_errors(self) -> Any:
+    def mapped_errors(self) -> AbstractContextManager[None]:
         """A context manager that turns driver errors into ours, naming this database."""
         return mapped_errors(self.name, self.settings.address())
 

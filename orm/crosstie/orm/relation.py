@@ -118,6 +118,32 @@ class Relation(Generic[T]):
         return None if other.many else self.inverse_of
 
 
+class ToMany(Relation[T]):
+    """A relation whose far side is a list."""
+
+    many = True
+
+    @overload
+    def __get__(self, instance: None, owner: type[Any]) -> Self: ...
+    @overload
+    def __get__(self, instance: ActiveRecord, owner: type[Any]) -> Many[T]: ...
+    def __get__(self, instance: ActiveRecord | None, owner: type[Any]) -> Self | Many[T]:
+        """The relation itself from the class; from a record, its far side."""
+        return self if instance is None else Many(instance, self)
+
+
+class ToOne(Relation[T]):
+    """A relation whose far side is a record or None."""
+
+    @overload
+    def __get__(self, instance: None, owner: type[Any]) -> Self: ...
+    @overload
+    def __get__(self, instance: ActiveRecord, owner: type[Any]) -> One[T]: ...
+    def __get__(self, instance: ActiveRecord | None, owner: type[Any]) -> Self | One[T]:
+        """The relation itself from the class; from a record, its far side."""
+        return self if instance is None else One(instance, self)
+
+
 class Has(Relation[T]):
     """A relation whose foreign key is the other side's, or that leads over other relations."""
 
@@ -155,7 +181,7 @@ class Has(Relation[T]):
         return chains.over_relations(self, model, self._target(), seen)
 
 
-class HasMany(Has[T]):
+class HasMany(Has[T], ToMany[T]):
     """Rows of another model whose `foreign_key` is this record's key.
 
     Declared as `posts: ClassVar[HasMany["Post"]] = HasMany(foreign_key="user_id")`. `inverse_of` names the relation
@@ -167,33 +193,15 @@ class HasMany(Has[T]):
     the relation by which to go on from there, where several lead to the target.
     """
 
-    many = True
 
-    @overload
-    def __get__(self, instance: None, owner: type[Any]) -> Self: ...
-    @overload
-    def __get__(self, instance: ActiveRecord, owner: type[Any]) -> Many[T]: ...
-    def __get__(self, instance: ActiveRecord | None, owner: type[Any]) -> Self | Many[T]:
-        """The relation itself from the class; from a record, its far side."""
-        return self if instance is None else Many(instance, self)
-
-
-class HasOne(Has[T]):
+class HasOne(Has[T], ToOne[T]):
     """The row of another model whose `foreign_key` is this record's key, of which there is at most one.
 
     With `through` and `source` as for `HasMany`; of several rows that are reached, the first.
     """
 
-    @overload
-    def __get__(self, instance: None, owner: type[Any]) -> Self: ...
-    @overload
-    def __get__(self, instance: ActiveRecord, owner: type[Any]) -> One[T]: ...
-    def __get__(self, instance: ActiveRecord | None, owner: type[Any]) -> Self | One[T]:
-        """The relation itself from the class; from a record, its far side."""
-        return self if instance is None else One(instance, self)
 
-
-class BelongsTo(Relation[T]):
+class BelongsTo(ToOne[T]):
     """The row of another model to whose key `foreign_key`, a field of this model, refers.
 
     `validate` has `save()` look whether that row exists. `on_delete` says what becomes of this model's rows when that
@@ -216,24 +224,14 @@ class BelongsTo(Relation[T]):
         self.validate = validate
         self.on_delete: OnDelete = require_on_delete(on_delete)
 
-    @overload
-    def __get__(self, instance: None, owner: type[Any]) -> Self: ...
-    @overload
-    def __get__(self, instance: ActiveRecord, owner: type[Any]) -> One[T]: ...
-    def __get__(self, instance: ActiveRecord | None, owner: type[Any]) -> Self | One[T]:
-        """The relation itself from the class; from a record, its far side."""
-        return self if instance is None else One(instance, self)
 
-
-class ManyToMany(Relation[T]):
+class ManyToMany(ToMany[T]):
     """Rows of another model that rows of a join model, named by `through`, tie to this record; each once.
 
     Declared as `tags: ClassVar[ManyToMany["Tag"]] = ManyToMany(through="Tagging")`. The three tables may be in three
     databases. The join model's fields are those of its `BelongsTo` relations to the two models; `foreign_key` (this
     record's key) and `target_key` (the target's key) name them where it has none, or several.
     """
-
-    many = True
 
     def __init__(
         self,
@@ -251,11 +249,3 @@ class ManyToMany(Relation[T]):
 
     def _resolve(self, model: type[ActiveRecord], seen: tuple[Relation[Any], ...]) -> Link:
         return chains.over_join_model(self, model, self._target())
-
-    @overload
-    def __get__(self, instance: None, owner: type[Any]) -> Self: ...
-    @overload
-    def __get__(self, instance: ActiveRecord, owner: type[Any]) -> Many[T]: ...
-    def __get__(self, instance: ActiveRecord | None, owner: type[Any]) -> Self | Many[T]:
-        """The relation itself from the class; from a record, its far side."""
-        return self if instance is None else Many(instance, self)

@@ -12,7 +12,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -22,7 +22,7 @@ from sqlalchemy import event
 from crosstie.orm.commit import commit_verified
 from crosstie.orm.connection import ConnectionManager
 from crosstie.orm.database import ENDED, Database
-from crosstie.orm.driver_errors import classify, driver_exception, mapped_errors
+from crosstie.orm.driver_errors import classify, driver_exception
 from crosstie.orm.errors import CrossDatabaseWriteWarning, DatabaseUnavailable, TransactionPoisoned
 from crosstie.orm.prevention import require_writable
 from crosstie.orm.recorder import WriteRecorder
@@ -100,9 +100,9 @@ class LocalTransaction:
     def __repr__(self) -> str:
         return f"LocalTransaction({self.database.name!r}, written={self.written}, poisoned={self.poisoned})"
 
-    def mapped_errors(self) -> Any:
+    def mapped_errors(self) -> AbstractContextManager[None]:
         """A context manager that turns driver errors into ours, naming this database."""
-        return mapped_errors(self.database.name, self.database.settings.address())
+        return self.database.mapped_errors()
 
     # -- state ---------------------------------------------------------------------------------------------
 
@@ -110,11 +110,6 @@ class LocalTransaction:
     def poisoned(self) -> bool:
         """A statement failed and nothing has taken it back: this transaction can only roll back."""
         return self._poison is not None
-
-    @property
-    def poison(self) -> BaseException | None:
-        """The error that poisoned the transaction."""
-        return self._poison
 
     @property
     def is_open(self) -> bool:
@@ -356,6 +351,17 @@ def set_active_unit(unit: UnitOfWork | None) -> None:
 
 
 @contextmanager
+def _ended_with_block(tx: LocalTransaction) -> Iterator[LocalTransaction]:
+    """Commit at the end of the block, or roll back what raised out of it."""
+    try:
+        yield tx
+    except BaseException:
+        tx.rollback()
+        raise
+    tx.commit()
+
+
+@contextmanager
 def transaction(name: str) -> Iterator[LocalTransaction]:
     """Run a block in one transaction of this database; nested, in a savepoint of it.
 
@@ -368,13 +374,8 @@ def transaction(name: str) -> Iterator[LocalTransaction]:
         with outer.savepoint():
             yield outer
         return
-    tx = LocalTransaction(ConnectionManager.get(name))
-    try:
+    with _ended_with_block(LocalTransaction(ConnectionManager.get(name))) as tx:
         yield tx
-    except BaseException:
-        tx.rollback()
-        raise
-    tx.commit()
 
 
 @contextmanager
@@ -383,14 +384,8 @@ def detached_transaction(name: str) -> Iterator[LocalTransaction]:
 
     For recovery and relay code, whose statements must neither join nor see the caller's transaction.
     """
-    tx = LocalTransaction(ConnectionManager.get(name), visible=False)
-    try:
-        with tx.mapped_errors():
-            yield tx
-    except BaseException:
-        tx.rollback()
-        raise
-    tx.commit()
+    with _ended_with_block(LocalTransaction(ConnectionManager.get(name), visible=False)) as tx, tx.mapped_errors():
+        yield tx
 
 
 def _level_of_user_code() -> int:

@@ -15,9 +15,10 @@ from crosstie.outbox.errors import EventUnreadable
 from crosstie.outbox.tables import outbox
 from crosstie.outbox.tables import saga as records
 
-__all__ = ["OutboxRow", "Verdict", "home_states", "read_batch", "sort_out", "undecided"]
+__all__ = ["BLOCK_STEP", "OutboxRow", "Verdict", "home_states", "read_batch", "sort_out", "undecided"]
 
 BLOCK_STEP: Final = 0
+"""The step of an undivided saga block in crosstie_saga; the steps of longer sagas count on from it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from crosstie.orm.database import Database
+from crosstie.orm.spelling import spell
 
 __all__ = ["Image", "decode", "dump", "encode", "key_text", "load", "plain_key", "projection"]
 
@@ -113,14 +114,7 @@ def key_text(value: Any) -> str:
     """
     if isinstance(value, dict):
         value = decode(value)
-    if isinstance(value, uuid.UUID):
-        return value.hex
     if isinstance(value, bytes | bytearray | memoryview):
         return bytes(value).hex()
-    text = str(value).rstrip(" ")
-    if len(text) in {32, 36}:
-        try:
-            return uuid.UUID(text).hex
-        except ValueError:
-            return text
-    return text
+    spelt = spell(value)
+    return str(value) if spelt is None else spelt

@@ -15,12 +15,20 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from crosstie.orm.clock import now_ms
+from crosstie.outbox.batch import BLOCK_STEP
 from crosstie.outbox.tables import saga as records
 
-__all__ = ["SagaHeader", "SagaRecord", "insert", "lock", "move", "new_saga_id", "read_state"]
-
-BLOCK_STEP = 0
-"""The step of an undivided block; the steps of longer sagas count on from it."""
+__all__ = [
+    "SagaHeader",
+    "SagaRecord",
+    "defer",
+    "insert",
+    "lock",
+    "move",
+    "new_saga_id",
+    "quarantine",
+    "read_state",
+]
 
 
 def new_saga_id() -> str:
@@ -124,3 +132,19 @@ def move(connection: sa.Connection, saga_id: str, participant: str, before: str,
         .values(state=after, updated_at_ms=now_ms())
     )
     return result.rowcount == 1
+
+
+def defer(connection: sa.Connection, found: SagaRecord, delay_s: float) -> None:
+    """Look at a record again after `delay_s`, if it is still in the state in which it was found."""
+    connection.execute(
+        sa.update(records)
+        .where(_key(found.header.saga_id, found.participant), records.c.state == found.state)
+        .values(next_at_ms=now_ms() + int(delay_s * 1000), attempts=records.c.attempts + 1)
+    )
+
+
+def quarantine(connection: sa.Connection, saga_id: str, participant: str, note: str) -> None:
+    """Keep an applied branch from being undone until an operator has seen `note`."""
+    connection.execute(
+        sa.update(records).where(_key(saga_id, participant), records.c.state == "applied").values(quarantine=note)
+    )

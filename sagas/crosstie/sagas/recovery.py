@@ -19,7 +19,6 @@ from crosstie.orm.errors import CommitInDoubt, CrosstieError, DuplicateKey
 from crosstie.orm.faults import fault_point
 from crosstie.orm.transaction import LocalTransaction, detached_transaction
 from crosstie.outbox.tables import outbox
-from crosstie.outbox.tables import saga as records
 from crosstie.sagas import image, record
 from crosstie.sagas.errors import SagaRecordConflict, UndoConflict
 from crosstie.sagas.record import SagaHeader
@@ -190,11 +189,7 @@ def _quarantine(header: SagaHeader, branch: str, conflict: UndoConflict) -> None
     note = json.dumps({"conflict": str(conflict), "table": conflict.table, "key": conflict.key, **conflict.images})
     with detached_transaction(branch) as tx:
         tx.mark_written()
-        tx.connection.execute(
-            sa.update(records)
-            .where(records.c.saga_id == header.saga_id, records.c.participant == branch, records.c.state == "applied")
-            .values(quarantine=note)
-        )
+        record.quarantine(tx.connection, header.saga_id, branch, note)
 
 
 def _limit_lock_waits(tx: LocalTransaction) -> None:

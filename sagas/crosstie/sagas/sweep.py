@@ -7,9 +7,10 @@ an unfinished abort. The sweep of a database reads just these, so sweeping every
 from __future__ import annotations
 
 import logging
-import random
 from collections import defaultdict
 from dataclasses import dataclass
+from secrets import SystemRandom
+from typing import Final
 
 import sqlalchemy as sa
 
@@ -18,7 +19,10 @@ from crosstie.orm.connection import ConnectionManager
 from crosstie.orm.database import Database
 from crosstie.orm.errors import CrosstieError, DatabaseUnavailable
 from crosstie.orm.transaction import detached_transaction
+from crosstie.outbox.batch import home_states
+from crosstie.outbox.lane import backoff_s
 from crosstie.outbox.tables import saga as records
+from crosstie.sagas import record
 from crosstie.sagas.record import SagaRecord
 from crosstie.sagas.recovery import Decision, resolve
 
@@ -26,7 +30,7 @@ __all__ = ["SweepReport", "resolve_saga", "sweep_sagas"]
 
 logger = logging.getLogger(__name__)
 
-_BACK_OFF_CAP_S = 60.0
+_random: Final = SystemRandom()
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ def sweep_sagas(database_name: str, *, limit: int = 500) -> SweepReport:
         by_home[found.header.home].append((found, expired))
     for home, branches in by_home.items():
         try:
-            states = _home_states(home, [found.header.saga_id for found, _ in branches])
+            states = home_states(ConnectionManager.get(home), {found.header.saga_id for found, _ in branches})
         except CrosstieError as error:
             logger.warning("%d saga(s) of home %r wait: %s", len(branches), home, error)
             _defer(database_name, [found for found, _ in branches])
@@ -124,15 +128,6 @@ def _aborted_homes(database: Database, limit: int) -> list[SagaRecord]:
         return [SagaRecord.from_row(row) for row in connection.execute(query)]
 
 
-def _home_states(home: str, saga_ids: list[str]) -> dict[str, str]:
-    database = ConnectionManager.get(home)
-    query = sa.select(records.c.saga_id, records.c.state).where(
-        records.c.saga_id.in_(saga_ids), records.c.participant == home
-    )
-    with database.mapped_errors(), database.autocommit.connect() as connection:
-        return {row.saga_id: row.state for row in connection.execute(query)}
-
-
 def _settle(database_name: str, committed: list[SagaRecord]) -> int:
     if not committed:
         return 0
@@ -183,13 +178,4 @@ def _defer(database_name: str, found: list[SagaRecord]) -> None:
     with detached_transaction(database_name) as tx:
         tx.mark_written()
         for one in found:
-            delay_s = min(_BACK_OFF_CAP_S, 0.2 * 2 ** min(one.attempts, 20)) * random.uniform(0.5, 1.0)  # noqa: S311
-            tx.connection.execute(
-                sa.update(records)
-                .where(
-                    records.c.saga_id == one.header.saga_id,
-                    records.c.participant == one.participant,
-                    records.c.state == one.state,
-                )
-                .values(next_at_ms=now_ms() + int(delay_s * 1000), attempts=records.c.attempts + 1)
-            )
+            record.defer(tx.connection, one, backoff_s(one.attempts, jitter=_random.random()))

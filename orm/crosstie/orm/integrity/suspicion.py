@@ -6,18 +6,17 @@ tell, the answer is "touched": an orphan is then reported by the next audit, and
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Collection
 from dataclasses import dataclass
-from decimal import Decimal
 from typing import Any, Protocol
 
 from crosstie.orm.integrity.catalog import Equality
 from crosstie.orm.integrity.endpoint import AuditedReference, Endpoint
 from crosstie.orm.integrity.findings import Key
 from crosstie.orm.integrity.storage import KeyStorage
+from crosstie.orm.spelling import spell
 
-__all__ = ["NO_SAGAS", "Suspicion", "TouchedKeys", "spell"]
+__all__ = ["NO_SAGAS", "Suspicion", "TouchedKeys"]
 
 
 class TouchedKeys(Protocol):
@@ -31,24 +30,6 @@ def NO_SAGAS(database_name: str, /, *, since_ms: int) -> Collection[tuple[str, t
     """Nobody runs sagas: nothing is ever touched."""
     del database_name, since_ms
     return ()
-
-
-def spell(value: Any) -> str | None:
-    """The spelling that records of sagas give a key value; None for a type whose spelling depends on the database.
-
-    UUIDs, in whatever form, become 32 hexadecimal digits; the padding of CHAR is dropped.
-    """
-    if isinstance(value, uuid.UUID):
-        return value.hex
-    if isinstance(value, bool) or not isinstance(value, int | str | Decimal):
-        return None
-    text = str(value).rstrip(" ")
-    if len(text) in {32, 36}:
-        try:
-            return uuid.UUID(text).hex
-        except ValueError:
-            return text
-    return text
 
 
 @dataclass(frozen=True)
