@@ -11,6 +11,7 @@ from crosstie.orm.departure import Where, depart, together
 from crosstie.orm.errors import InvalidQuery
 from crosstie.orm.mapping import TableMapping
 from crosstie.orm.referrer import referrers
+from crosstie.orm.watch import watchers_of
 from crosstie.orm.writing import checked, writing
 
 __all__ = ["delete_rows", "update_rows"]
@@ -28,12 +29,20 @@ def update_rows(mapping: TableMapping, where: Where, values: Mapping[str, Any]) 
         row[field.column.name] = checked(field, field.coerce(value))
     if mapping.lock is not None:  # whoever holds one of these records must learn of the change
         row[mapping.lock.column.name] = mapping.lock.column + 1
+    if not watchers_of(mapping):
+        return _update(mapping, where, row)
+    with together(mapping.connection):
+        # By their keys: watchers are told of these rows, and those that meet the condition may be others by now.
+        return sum(_update(mapping, condition, row) for condition in depart(mapping, (), where).conditions())
+
+
+def _update(mapping: TableMapping, where: Where, row: Mapping[str, Any]) -> int:
     with writing(mapping) as (connection, database, tx):
         clause = where(database)
         statement = sa.update(mapping.table).where(clause).values(row)
         if tx is None or tx.recorder is None:
             return connection.execute(statement).rowcount
-        token = tx.recorder.updating(tx, mapping.table, clause, list(row))
+        token = tx.recorder.updating(tx, mapping.table, clause, row)
         matched = connection.execute(statement).rowcount
         tx.recorder.updated(tx, token)
         return matched
@@ -42,7 +51,7 @@ def update_rows(mapping: TableMapping, where: Where, values: Mapping[str, Any]) 
 def delete_rows(mapping: TableMapping, where: Where, *, limit: int | None = None) -> int:
     """Delete every row that matches, or `limit` of them; returns how many there were. Raises DeleteRestricted."""
     references = referrers(mapping)
-    if not references and limit is None:
+    if not references and limit is None and not watchers_of(mapping):
         return _delete(mapping, where)
     with together(mapping.connection):
         departing = depart(mapping, references, where, limit=limit)

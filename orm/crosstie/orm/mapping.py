@@ -161,6 +161,7 @@ class TableMapping:
         self.columns = Columns(self)
         self.statements: dict[Any, Any] = {}
         self.loaders: dict[Any, Any] = {}
+        self.watchers: tuple[int, tuple[Any, ...]] = (-1, ())  # see `watch.watchers_of`
 
     @cached_property
     def select(self) -> sa.Select[Any]:

@@ -10,11 +10,13 @@ import sqlalchemy as sa
 
 from crosstie.orm.connection import ConnectionManager
 from crosstie.orm.database import Database
+from crosstie.orm.departure import together
 from crosstie.orm.errors import ReadOnlyConnection, RecordInvalid
 from crosstie.orm.mapping import MappedField, TableMapping
 from crosstie.orm.routing import router
 from crosstie.orm.state import LOADED, state_of
 from crosstie.orm.transaction import LocalTransaction, current, statement_connection
+from crosstie.orm.watch import observed, watchers_of
 
 if TYPE_CHECKING:
     from crosstie.orm.model import ActiveRecord
@@ -40,9 +42,10 @@ def writing(mapping: TableMapping) -> Iterator[Write]:
             f"{mapping.model.__qualname__} is written through connection {name!r}, which is configured read_only: name "
             "the primary in __connection__ and this one in __read_connection__."
         )
-    with statement_connection(name, write=True) as connection:
+    watched = bool(watchers_of(mapping))
+    with together(name) if watched else nullcontext(), statement_connection(name, write=True) as connection:
         tx = current(name)
-        with nullcontext() if tx is None else tx.internal():
+        with nullcontext() if tx is None else tx.internal(), observed(tx, mapping) if watched else nullcontext():
             yield Write(connection, database, tx)
         router.note_write(name)
 
