@@ -28,6 +28,7 @@ __all__ = [
     "inbox",
     "lane",
     "outbox",
+    "parked",
     "route",
     "saga",
     "schema",
@@ -140,8 +141,27 @@ lane: Final = sa.Table(
     sa.Column("ready_at_ms", sa.BigInteger, nullable=False, default=0),
     sa.Column("failures", sa.Integer, nullable=False, default=0),
     sa.Column("last_error", LongText),
+    sa.Column("paused_at_ms", sa.BigInteger),
     **_MYSQL,
     postgresql_with={"fillfactor": 50},
+)
+
+parked: Final = sa.Table(
+    "crosstie_parked",
+    METADATA,
+    sa.Column("route", Name, primary_key=True),
+    sa.Column("lane", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("id", sa.BigInteger, primary_key=True, autoincrement=False),
+    *_event_columns(),
+    sa.Column("state", sa.String(12), nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False, default=0),
+    sa.Column("next_at_ms", sa.BigInteger, nullable=False, default=0),
+    sa.Column("parked_at_ms", sa.BigInteger, nullable=False, default=now_ms()),
+    sa.Column("error", LongText, nullable=False),
+    _state_check("state", "failing", "undeployed", "dead", "skipped", "behind", name="crosstie_parked_state"),
+    sa.Index("crosstie_parked_due", "route", "lane", "state", "next_at_ms"),
+    sa.Index("crosstie_parked_key", "route", "lane", "key", "id"),
+    **_MYSQL,
 )
 
 route: Final = sa.Table(

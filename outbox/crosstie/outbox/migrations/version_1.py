@@ -114,8 +114,27 @@ sa.Table(
     sa.Column("ready_at_ms", sa.BigInteger, nullable=False),
     sa.Column("failures", sa.Integer, nullable=False),
     sa.Column("last_error", _LONG),
+    sa.Column("paused_at_ms", sa.BigInteger),
     **_MYSQL,
     postgresql_with={"fillfactor": 50},
+)
+
+_parked: Final = sa.Table(
+    "crosstie_parked",
+    _METADATA,
+    sa.Column("route", _NAME, primary_key=True),
+    sa.Column("lane", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("id", sa.BigInteger, primary_key=True, autoincrement=False),
+    *_event_columns(),
+    sa.Column("state", sa.String(12), nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("next_at_ms", sa.BigInteger, nullable=False),
+    sa.Column("parked_at_ms", sa.BigInteger, nullable=False),
+    sa.Column("error", _LONG, nullable=False),
+    _state_check("state", "failing", "undeployed", "dead", "skipped", "behind", name="crosstie_parked_state"),
+    sa.Index("crosstie_parked_due", "route", "lane", "state", "next_at_ms"),
+    sa.Index("crosstie_parked_key", "route", "lane", "key", "id"),
+    **_MYSQL,
 )
 
 sa.Table(
@@ -188,6 +207,7 @@ def down(connection: sa.Connection) -> None:
     existing = set(sa.inspect(connection).get_table_names())
     lost = {
         "events that were not delivered": sa.select(_outbox.c.uid),
+        "events that are parked": sa.select(_parked.c.uid),
         "sagas that are unfinished": sa.select(_saga.c.saga_id).where(
             sa.or_(_saga.c.state.in_(["applied", "aborted"]), _saga.c.quarantine.is_not(None))
         ),
