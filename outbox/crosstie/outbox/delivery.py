@@ -21,7 +21,14 @@ from crosstie.orm.errors import CrosstieError, DatabaseUnavailable
 from crosstie.orm.transaction import LocalTransaction, active_unit, open_transactions, set_active_unit
 from crosstie.outbox.batch import OutboxRow
 from crosstie.outbox.envelope import Envelope
-from crosstie.outbox.errors import DeliveryFailed, EventUnreadable, ForeignWrite, NoSubscriber, RelayMisused
+from crosstie.outbox.errors import (
+    CodeMissing,
+    DeliveryFailed,
+    EventUnreadable,
+    ForeignWrite,
+    NoSubscriber,
+    RelayMisused,
+)
 from crosstie.outbox.event import Event
 from crosstie.outbox.publish import enqueue
 from crosstie.outbox.subscription import Subscription, handlers
@@ -160,6 +167,7 @@ def _failure(position: int, row: OutboxRow, found: Sequence[Subscription], error
     )
     failed.position = position
     failed.passing = isinstance(error, CrosstieError) and error.retryable
+    failed.undeployed = isinstance(error, CodeMissing)
     # The log is the application's own; unlike the stored text it may quote what the exception says.
     logger.warning("%s", failed, exc_info=error)
     return failed

@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 
 from pydantic import ValidationError
 
-from crosstie.outbox.errors import EventInvalid, EventUnreadable
+from crosstie.outbox.errors import EventInvalid, EventTooNew, EventUnreadable
 from crosstie.outbox.event import Event, event_class
 
 __all__ = ["Envelope"]
@@ -54,10 +54,10 @@ class Envelope:
         return json.dumps(dict(self.headers), separators=(",", ":"), ensure_ascii=False)
 
     def open(self) -> Event:
-        """The event again. Raises UnknownEventType, EventUnreadable."""
+        """The event again. Raises UnknownEventType, EventTooNew, EventUnreadable."""
         cls = event_class(self.type)
         if self.schema_version > cls.__schema_version__:
-            raise EventUnreadable(
+            raise EventTooNew(
                 f"event type {self.type!r}: expected schema version {cls.__schema_version__} or older, found "
                 f"{self.schema_version}. This worker runs older code than the producer: deploy it, the event waits."
             )

@@ -7,9 +7,12 @@ from typing import ClassVar
 from crosstie.orm.errors import CrosstieError
 
 __all__ = [
+    "BatchRefused",
+    "CodeMissing",
     "DeliveryFailed",
     "EventDefinitionError",
     "EventInvalid",
+    "EventTooNew",
     "EventUnreadable",
     "ForeignWrite",
     "InboxMissing",
@@ -65,16 +68,28 @@ class EventUnreadable(OutboxError):
     code = "outbox.event-unreadable"
 
 
-class UnknownEventType(EventUnreadable):
+class CodeMissing(EventUnreadable):
+    """A stored event needs code that this process does not have; another may have it, or a deployment will bring it."""
+
+    code = "outbox.code-missing"
+
+
+class UnknownEventType(CodeMissing):
     """A stored event has a type for which this process has no class."""
 
     code = "outbox.unknown-type"
 
 
-class NoSubscriber(EventUnreadable):
+class NoSubscriber(CodeMissing):
     """A stored event goes to a database for which this process has no subscriber."""
 
     code = "outbox.no-subscriber"
+
+
+class EventTooNew(CodeMissing):
+    """A stored event was written by newer code than this process has."""
+
+    code = "outbox.event-too-new"
 
 
 class ForeignWrite(OutboxError):
@@ -108,6 +123,8 @@ class DeliveryFailed(OutboxError):
     position: int = 0
     passing: bool = False
     """The database or the network caused it: the same event may well pass next time."""
+    undeployed: bool = False
+    """This process has no code for the event; that says nothing of the event."""
 
 
 class TargetFailed(OutboxError):
@@ -119,6 +136,12 @@ class TargetFailed(OutboxError):
     code: ClassVar[str] = "outbox.target-failed"
     retryable: ClassVar[bool] = True
     whole_route: bool = False
+
+
+class BatchRefused(TargetFailed):
+    """The target refused to commit what the subscribers of a batch had done; it cannot be said for which event."""
+
+    code: ClassVar[str] = "outbox.batch-refused"
 
 
 class InboxMissing(TargetFailed):
