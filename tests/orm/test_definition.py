@@ -9,81 +9,12 @@ import sqlalchemy as sa
 
 from bench.databases import Pair, TestDatabase
 from crosstie.orm import ActiveRecord, ConnectionManager, metadata, references
-from crosstie.orm.declaration import connection_of
-from crosstie.orm.errors import AmbiguousModel, InvalidQuery, ModelDefinitionError, UnknownConnection
+from crosstie.orm.errors import AmbiguousModel, InvalidQuery, ModelDefinitionError
 from crosstie.orm.field import Column, IntegerPKMixin, Text
 from crosstie.orm.registry import registry
 from crosstie.orm.relation import BelongsTo, HasMany
 from crosstie.orm.statement_log import logged_statements
 from orm.blog import Comment, Post, Profile, User
-
-
-def test_a_model_without_a_connection_is_refused_when_it_is_defined() -> None:
-    """There is no default: a model says in which database its table is."""
-    with pytest.raises(ModelDefinitionError, match="__connection__"):
-
-        class Homeless(IntegerPKMixin, ActiveRecord):
-            __table_name__ = "homeless"
-
-    with pytest.raises(ModelDefinitionError, match="found ''"):
-
-        class Nameless(IntegerPKMixin, ActiveRecord):
-            __table_name__ = "nameless"
-            __connection__ = ""
-
-
-def test_an_unknown_connection_names_the_nearest(configured_database: TestDatabase) -> None:
-    """A misspelt name is an error at first use, for reading, writing, transactions and replicas."""
-
-    class Lost(IntegerPKMixin, ActiveRecord):
-        __table_name__ = "lost"
-        __connection__ = "defualt"
-
-    class Replicated(IntegerPKMixin, ActiveRecord):
-        __table_name__ = "replicated"
-        __connection__ = "default"
-        __read_connection__ = "defautl"
-
-    def enter() -> None:
-        with Lost.transaction():
-            pass
-
-    for ask in (Lost.find_all().all, Lost().save, lambda: Lost.find(1), Lost.create_table, enter):
-        with pytest.raises(UnknownConnection, match=r"'defualt'. Did you mean 'default'\?"):
-            ask()
-    with pytest.raises(UnknownConnection, match=r"'defautl'. Did you mean 'default'\?"):
-        Replicated.find_all().all()
-
-
-def test_a_table_of_its_own_needs_a_connection_of_its_own() -> None:
-    """A model never takes over another model's database by inheriting from it; an abstract base may give one."""
-
-    class Record(IntegerPKMixin, ActiveRecord):
-        __connection__ = "default"
-
-    class Member(Record):
-        __table_name__ = "members"
-        __read_connection__ = "replica"
-
-    with pytest.raises(ModelDefinitionError, match=r"Audit declares the table 'audits' and would inherit.*'default'"):
-
-        class Audit(Member):
-            __table_name__ = "audits"
-
-    class Moved(Member):
-        __table_name__ = "moved"
-        __connection__ = "secondary"
-
-    class Admin(Member):
-        def greet(self) -> str:
-            return "hello"
-
-    assert Moved.__table__.info["crosstie.connection"] == "secondary"
-    assert Admin.__table__.info["crosstie.connection"] == "default"
-    assert Admin.__table__.name == "members"
-    assert connection_of(Member) == ("default", ("replica",))
-    assert connection_of(Admin) == ("default", ("replica",))
-    assert connection_of(Moved) == ("secondary", ())  # the parent's replica holds another database's rows
 
 
 def test_a_model_needs_a_key() -> None:

@@ -9,7 +9,7 @@ from bench.databases import Trio
 from crosstie.orm.errors import InvalidQuery
 from crosstie.orm.modifier import Modifier
 from crosstie.orm.statement_log import logged_statements
-from orm.blog import Comment, Post, User, create_blog, seed_blog
+from orm.blog import Post, User, create_blog, seed_blog
 
 
 @pytest.fixture
@@ -39,43 +39,6 @@ def test_a_modifier_narrows_and_orders_what_is_loaded(blog: Trio) -> None:
         assert titles(users[3]) == []
         assert all(post.user() is user for user in users for post in user.posts())
     assert log.by_database == {"default": 1, "secondary": 1}
-
-
-def test_a_modifier_of_a_nested_path_applies_to_its_own_level(blog: Trio) -> None:
-    """The levels above and below are loaded whole, and each level in one query."""
-    Comment.find(1).update(body="first")
-    with logged_statements() as log:
-        users = (
-            User.find_all()
-            .with_({"posts.comments": lambda comments: comments.where(body="first")}, "posts.comments.author")
-            .order_by("id")
-            .all()
-        )
-        bodies = [[comment.body for comment in post.comments()] for post in users[0].posts()]
-        authors = [comment.author() for post in users[0].posts() for comment in post.comments()]
-    assert [len(user.posts()) for user in users] == [3, 3, 3, 0]
-    assert sorted(bodies) == [[], [], ["first"]]
-    assert authors == [users[0]]
-    assert log.by_database == {"default": 2, "secondary": 2}
-    users = User.find_all().with_({"posts": lambda posts: posts.where(title="post1.1")}, "posts.comments").all()
-    assert [[len(post.comments()) for post in user.posts()] for user in users if user.posts()] == [[2]]
-
-
-def test_each_level_has_a_modifier_of_its_own(blog: Trio) -> None:
-    """And several for one level apply one after the other."""
-    with logged_statements() as log:
-        user = (
-            User.find_all()
-            .with_({"posts": lambda posts: posts.order_by("-id"), "posts.comments": lambda each: each.order_by("-id")})
-            .with_(posts=lambda posts: posts.where(Post.c.id < 3))
-            .where(id=1)
-            .one()
-        )
-        assert [(post.id, [comment.id for comment in post.comments()]) for post in user.posts()] == [
-            (2, [4, 3]),
-            (1, [2, 1]),
-        ]
-    assert log.by_database == {"default": 1, "secondary": 2}
 
 
 def test_a_path_that_comes_back_does_not_replace_what_was_loaded_above(blog: Trio) -> None:

@@ -6,7 +6,6 @@ import sqlalchemy as sa
 from bench.databases import Pair, TestDatabase
 from crosstie.orm import ActiveRecord
 from crosstie.orm.errors import (
-    CrossDatabaseQuery,
     InvalidQuery,
     ModelDefinitionError,
     MultipleRecords,
@@ -241,23 +240,6 @@ def test_nonsense_is_refused(items: TestDatabase) -> None:
             Item.find_all().offset(count)  # type: ignore[arg-type]
     with pytest.raises(InvalidQuery, match="order_by"):
         Item.find_all().order_by(1)  # type: ignore[arg-type]
-
-
-def test_a_condition_on_another_databases_table_is_refused_before_it_is_sent(configured: Pair) -> None:
-    """Both databases are named; subqueries and orders are looked into; nothing was executed."""
-    with logged_statements() as log:
-        for ask in (
-            lambda: User.find_all().where(Post.c.title == "x"),
-            lambda: User.find_all().where(User.c.id == Post.c.user_id),
-            lambda: User.find_all().where(User.c.id.in_(sa.select(Post.c.user_id))),
-            lambda: User.find_all().where(sa.exists().where(Post.c.user_id == User.c.id)),
-            lambda: User.find_all().order_by(Post.c.title.desc()),
-            lambda: User.find_all().where(sa.select(sa.func.count()).select_from(Post.__table__).scalar_subquery() > 1),
-            lambda: User.find_all().where(Post.__table__.alias("p").c.title == "x"),
-        ):
-            with pytest.raises(CrossDatabaseQuery, match=r"'default'.*'secondary'"):
-                ask()
-    assert len(log) == 0
 
 
 def test_another_table_of_the_same_database_needs_a_subquery(configured: Pair) -> None:

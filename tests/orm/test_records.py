@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import pytest
 from pydantic import BaseModel, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
-from bench.databases import Pair, TestDatabase
+from bench.databases import TestDatabase
 from crosstie.orm import ActiveRecord, ConnectionManager
 from crosstie.orm.errors import (
     DatabaseUnavailable,
@@ -343,15 +343,6 @@ def test_a_database_that_is_down_is_named(database: TestDatabase) -> None:
         assert caught.value.retryable
 
 
-def test_nothing_is_printed(accounts: TestDatabase, capfd: pytest.CaptureFixture[str]) -> None:
-    """No debug lines on stdout or stderr, whatever is done."""
-    record = Account(owner="ann").save()
-    record.update(balance=1)
-    Account.find_all().where(owner="ann").all()
-    record.delete()
-    assert capfd.readouterr() == ("", "")
-
-
 def test_a_write_through_a_read_only_connection_is_refused(database: TestDatabase) -> None:
     """A replica named as the primary by mistake is not written to."""
     ConnectionManager.configure({"default": {**database.config}})
@@ -363,44 +354,6 @@ def test_a_write_through_a_read_only_connection_is_refused(database: TestDatabas
     with pytest.raises(ReadOnlyConnection):
         Account.find_all().delete_all()
     assert Account.find(1).balance == 0
-
-
-def test_the_databases_of_interleaved_saves_do_not_mix(configured: Pair) -> None:
-    """Each save goes to its own model's database, in whatever order, and from several threads at once."""
-
-    class Left(IntegerPKMixin, ActiveRecord):
-        __table_name__ = "things"
-        __connection__ = "default"
-
-        name: str
-
-    class Right(Left):
-        __connection__ = "secondary"
-
-    Left.create_table()
-    Right.create_table()
-    start = threading.Barrier(4)
-    failures: list[BaseException] = []
-
-    def save_many(worker: int) -> None:
-        try:
-            start.wait(timeout=10)
-            for number in range(10):
-                Left(name=f"left {worker}.{number}").save()
-                Right(name=f"right {worker}.{number}").save()
-        except BaseException as error:
-            failures.append(error)
-            raise
-
-    threads = [threading.Thread(target=save_many, args=(worker,)) for worker in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=60)
-    assert not failures
-    for database, word in [(configured.first, "left"), (configured.second, "right")]:
-        names = {name for (name,) in database.rows("SELECT name FROM things")}
-        assert names == {f"{word} {worker}.{number}" for worker in range(4) for number in range(10)}
 
 
 def test_a_model_is_still_a_pydantic_model_for_others(accounts: TestDatabase) -> None:
