@@ -10,7 +10,7 @@ from bench.databases import Pair
 from bench.documents import run_document
 from bench.faults import crash_at
 from crosstie.orm.connection import ConnectionManager
-from crosstie.outbox import pending, subscriber, sweep_lanes
+from crosstie.outbox import Envelope, pending, subscriber, sweep_lanes
 from crosstie.sagas import SagaAborted, saga
 
 
@@ -57,6 +57,13 @@ def test_a_model_of_another_database_is_out_of_a_subscribers_reach(page: ModuleT
     assert "a subscriber of database 'secondary' wrote to 'default'" in str(backlog.last_error)
     assert configured.second.rows("SELECT * FROM shipments") == []
     assert configured.first.rows("SELECT sku FROM orders") == [("A1",)]
+
+
+def test_old_versions_pass_through_the_upcasters(page: ModuleType) -> None:
+    """Both of the page's, or one of them."""
+    for version, stored in ((1, '{"order_id":1}'), (2, '{"order_id":1,"reason":"unknown"}')):
+        event = Envelope("u", "1", "order.cancelled", version, stored, {}).open()
+        assert event == page.OrderCancelled(order_id=1, reason={"en": "unknown"})
 
 
 def test_events_of_a_real_saga_leave_if_it_commits(page: ModuleType, configured: Pair) -> None:

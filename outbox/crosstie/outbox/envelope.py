@@ -63,7 +63,8 @@ class Envelope:
             )
         try:
             # By field names, as it was written: aliases are for the outside.
-            event = cls.model_validate_json(self.payload, by_alias=False, by_name=True)
+            payload = cls.__upcasters__.raise_up(self.payload, self.schema_version)
+            event = cls.model_validate_json(payload, by_alias=False, by_name=True)
         except ValidationError as error:
             raise EventUnreadable(f"event type {self.type!r} does not fit its class: {_complaints(error)}.") from None
         return event.with_headers(self.headers) if self.headers else event

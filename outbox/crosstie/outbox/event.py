@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol, Self, runtime_checkable
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Protocol, Self, TypeVar, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr
 
 from crosstie.outbox.errors import EventDefinitionError, UnknownEventType
+from crosstie.outbox.upcasting import Upcasters
 
-__all__ = ["Event", "EventBuffer", "event_class", "known_class"]
+__all__ = ["Event", "EventBuffer", "event_class", "known_class", "require_complete_upcasters"]
 
 MAX_TYPE_LENGTH = 200
+F = TypeVar("F", bound=Callable[[dict[str, Any]], dict[str, Any]])
 
 
 class Event(BaseModel):
     """A fact to be told to other databases; subclass it with fields, as any pydantic model.
 
     - `__event_type__`: the stored name (default: the class's name). Renaming the class is free where it is given.
-    - `__schema_version__`: raised when the fields change in a way that older readers cannot take.
+    - `__schema_version__`: raised when the fields change in a way that older readers cannot take; `upcast` says how
+      stored events of older versions are read.
     - `__key__`: the field whose value orders events: those of one key arrive in the order of their commits
       (default: no order).
     - `__connection__`: the database in whose outbox the event is written (default: see `publish`).
@@ -33,6 +36,7 @@ class Event(BaseModel):
     __schema_version__: ClassVar[int] = 1
     __key__: ClassVar[str | None] = None
     __connection__: ClassVar[str | None] = None
+    __upcasters__: ClassVar[Upcasters] = Upcasters("Event", 1)
 
     _headers: dict[str, str] = PrivateAttr(default_factory=dict)
 
@@ -43,7 +47,21 @@ class Event(BaseModel):
         # A type is never inherited: a subclass with more fields is another fact.
         cls.__event_type__ = cls.__dict__.get("__event_type__", cls.__name__)
         _check(cls)
+        cls.__upcasters__ = Upcasters(cls.__event_type__, cls.__schema_version__)
         _register(cls)
+
+    @classmethod
+    def upcast(cls, *, from_version: int) -> Callable[[F], F]:
+        """Declare the function that makes the fields of the next version from those of `from_version`.
+
+        It takes and returns a dict of JSON values. Older events pass through one function after another, up to
+        `__schema_version__`. Raises EventDefinitionError.
+        """
+
+        def declare(function: F) -> F:
+            return cls.__upcasters__.add(from_version, function)
+
+        return declare
 
     @property
     def event_headers(self) -> Mapping[str, str]:
@@ -91,6 +109,12 @@ def event_class(event_type: str) -> type[Event]:
     return found
 
 
+def require_complete_upcasters() -> None:
+    """Raise EventDefinitionError where a class's upcasters do not lead up to its version."""
+    for cls in list(_classes.values()):
+        cls.__upcasters__.require_complete()
+
+
 def known_class(event_type: str) -> type[Event] | None:
     """The class of this type, or None where this process has none."""
     return _classes.get(event_type)
@@ -102,6 +126,11 @@ def _check(cls: type[Event]) -> None:
         raise EventDefinitionError(
             f"{cls.__qualname__}.__event_type__: expected a text of 1 to {MAX_TYPE_LENGTH} characters, "
             f"found {declared!r}."
+        )
+    version: object = cls.__schema_version__
+    if type(version) is not int or version < 1:
+        raise EventDefinitionError(
+            f"{cls.__qualname__}.__schema_version__: expected a whole number from 1 on, found {version!r}."
         )
     if cls.__key__ is not None and cls.__key__ not in cls.model_fields:
         raise EventDefinitionError(

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from crosstie.outbox.envelope import Envelope
 from crosstie.outbox.errors import EventDefinitionError
-from crosstie.outbox.event import Event
+from crosstie.outbox.event import Event, require_complete_upcasters
 
 __all__ = ["Subscription", "handlers", "subscribe_with", "subscriber", "subscriptions"]
 
@@ -82,8 +82,12 @@ def handlers(route: str, event_type: str) -> tuple[Subscription, ...]:
 
 
 def subscriptions() -> list[tuple[str, type[Event]]]:
-    """Every (route, event class) with a subscriber in this process."""
+    """Every (route, event class) with a subscriber in this process.
+
+    Raises EventDefinitionError where the upcasters of an event class lead nowhere.
+    """
     _declare()
+    require_complete_upcasters()
     return [(route, next(iter(found.values())).event) for (route, _), found in list(_subscriptions.items()) if found]
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 from crosstie.orm.connection import ConnectionManager
 from crosstie.orm.errors import CrosstieError
+from crosstie.outbox.event import require_complete_upcasters
 from crosstie.workers.errors import ImportFailed
 
 __all__ = ["add_working_directory", "import_modules"]
@@ -25,11 +26,12 @@ def add_working_directory() -> None:
 def import_modules(names: Iterable[str] = ()) -> list[str]:
     """Import these modules and those that the configuration names in `imports`; returns all names, each once.
 
-    Raises ImportFailed, or what crosstie raised inside the module.
+    Raises ImportFailed, what crosstie raised inside the module, EventDefinitionError for upcasters that lead nowhere.
     """
     wanted = list(dict.fromkeys([*ConnectionManager.settings().imports, *names]))
     for name in wanted:
         _import(name)
+    require_complete_upcasters()
     return wanted
 
 
