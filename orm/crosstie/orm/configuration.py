@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -26,6 +26,7 @@ from crosstie.orm.errors import ConfigurationError
 
 __all__ = [
     "AuditSettings",
+    "CacheSettings",
     "ConnectionSettings",
     "OutboxSettings",
     "RelationSettings",
@@ -141,6 +142,25 @@ class RelationSettings(_Section):
     lazy_loads: Annotated[int, Field(ge=2)] | None = None
 
 
+class CacheSettings(_Section):
+    """The Redis that keeps looked-up parents; every process of a deployment has the same one, and the same `prefix`.
+
+    A Redis that does not answer within `timeout_s` is not asked again for `pause_s`.
+    """
+
+    redis_url: SecretStr | None = None
+    prefix: Annotated[str, Field(min_length=1, max_length=200)] = "crosstie"
+    timeout_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.25
+    pause_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 5.0
+
+    @field_validator("redis_url")
+    @classmethod
+    def _is_for_redis(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not value.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("expected a URL such as redis://:password@host:6379/0 (or rediss://, unix://)")
+        return value
+
+
 class AuditSettings(_Section):
     """Scheduled audits: a five-field cron line, UTC, or None for no schedule."""
 
@@ -170,6 +190,7 @@ class Settings(BaseSettings):
     saga: SagaSettings = Field(default_factory=SagaSettings)
     outbox: OutboxSettings = Field(default_factory=OutboxSettings)
     audit: AuditSettings = Field(default_factory=AuditSettings)
+    cache: CacheSettings = Field(default_factory=CacheSettings)
 
     @classmethod
     def settings_customise_sources(
@@ -226,7 +247,7 @@ def _complaints(error: ValidationError) -> Iterator[str]:
             yield f"{place}: this key is required and was not given."
         else:
             # A connection's URL is its own input, password included: only short plain fields are echoed.
-            echo = last not in {"password", "options", "broker_url"} and len(item["loc"]) != 2
+            echo = last not in {"password", "options", "broker_url", "redis_url"} and len(item["loc"]) != 2
             found = f" (found {item['input']!r})" if echo and isinstance(item["input"], str | int | float) else ""
             yield f"{place}: {item['msg']}{found}."
 
@@ -237,6 +258,7 @@ def _valid_keys(location: tuple[int | str, ...]) -> list[str]:
         "saga": SagaSettings,
         "outbox": OutboxSettings,
         "audit": AuditSettings,
+        "cache": CacheSettings,
     }
     if location[0] == "connections" and len(location) > 2:
         return list(ConnectionSettings.model_fields)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from crosstie.orm.configuration import Settings, load_settings, nearest
@@ -23,6 +23,8 @@ class ConnectionManager:
     _settings: ClassVar[Settings | None] = None
     _databases: ClassVar[dict[str, Database]] = {}
     _lock: ClassVar[threading.RLock] = threading.RLock()
+    on_dispose: ClassVar[list[Callable[[], None]]] = []
+    """Called when a configuration is given up, for another one too: what was made by it must go."""
 
     @classmethod
     def configure(cls, connections: Mapping[str, Any] | None = None) -> None:
@@ -92,6 +94,8 @@ class ConnectionManager:
                 database.dispose()
             cls._databases = {}
             cls._settings = None
+            for give_up in cls.on_dispose:
+                give_up()
 
     @classmethod
     def _after_fork(cls) -> None:

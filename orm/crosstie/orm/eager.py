@@ -7,17 +7,21 @@ records, not with its square. A parent that is missing is remembered as missing.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
-from crosstie.orm import related
+from crosstie.orm import related, strictness
+from crosstie.orm.cache.lookup import looked_up
 from crosstie.orm.condition import Membership
 from crosstie.orm.errors import InvalidQuery
 from crosstie.orm.hops import Reached, reached_over
 from crosstie.orm.keyset import portions
 from crosstie.orm.mapping import mapping_of
 from crosstie.orm.modifier import Modifier, modified
+from crosstie.orm.routing import router
 
 if TYPE_CHECKING:
+    from crosstie.orm.cache.policy import Cached
     from crosstie.orm.link import Link
     from crosstie.orm.model import ActiveRecord
     from crosstie.orm.query import Query
@@ -107,7 +111,12 @@ def _load(
     if waiting:
         reached = reached_over(link, list(waiting)) if link.hops else None
         query = modified(_query(link.target.model), node.modifiers, name).strict(strict)
-        found = _ask(link, list(waiting) if reached is None else reached.keys, query)
+        asked = list(waiting) if reached is None else reached.keys
+        if relation.cache is None or node.modifiers:
+            found = _ask(link, asked, query)
+        else:
+            found = _parents(link, relation.cache, asked, query)
+            strictness.watch(found, strict)
         groups = _grouped(link, found, reached, ordered=bool(query._order))
         _deal(relation, link, waiting, groups)
         if not known_ones:
@@ -125,6 +134,14 @@ def _ask(link: Link, keys: Sequence[Any], query: Query[Any]) -> list[Any]:
             "of several have no common order: load fewer records at once, or leave out order_by()."
         )
     return [one for values in lists for one in query.meeting(Membership(last.far, values)).all()]
+
+
+def _parents(link: Link, policy: Cached, keys: Sequence[Any], query: Query[Any]) -> list[Any]:
+    def read(missing: Sequence[Any], primary: bool) -> list[Any]:
+        with router.primary_only() if primary else nullcontext():
+            return _ask(link, missing, query)
+
+    return looked_up(link, policy, [link.far.sought(key) for key in keys], read)
 
 
 def _grouped(link: Link, found: list[Any], reached: Reached | None, *, ordered: bool) -> dict[Any, list[Any]]:

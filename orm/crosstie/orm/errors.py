@@ -10,6 +10,7 @@ from typing import ClassVar
 
 __all__ = [
     "AmbiguousModel",
+    "CacheUnavailable",
     "CommitInDoubt",
     "ConfigurationError",
     "CrossDatabaseQuery",
@@ -153,6 +154,13 @@ class StrictLoadingViolation(CrosstieError):
     """A relation was loaded lazily where strict loading forbids it."""
 
     code = "relation.strict-loading"
+
+
+class CacheUnavailable(CrosstieError):
+    """The cache does not answer, or not in a way that can be used; where parents are looked up, nobody is told."""
+
+    code = "cache.unavailable"
+    retryable = True
 
 
 class DatabaseError(CrosstieError):

@@ -5,9 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from crosstie.orm import related, strictness
+from crosstie.orm.cache.lookup import looked_up
 from crosstie.orm.reading import find_first
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from crosstie.orm.cache.policy import Cached
+    from crosstie.orm.link import Link
     from crosstie.orm.model import ActiveRecord
     from crosstie.orm.query import Query
     from crosstie.orm.relation import Relation
@@ -106,8 +111,21 @@ class One(_FarSide[T]):
         strictness.lazily(record, relation)
         if link.hops:
             return cast("T | None", self._load_through(key))
-        found = find_first(link.target, (link.far,), (link.far.sought(key),))
+        sought = link.far.sought(key)
+        if relation.cache is None:
+            found = find_first(link.target, (link.far,), (sought,))
+        else:
+            found = _parent(link, relation.cache, sought)
         related.remember(record, relation.name, key, found)
         if found is not None:
             related.set_back((found,), link, record)
         return cast("T | None", found)
+
+
+def _parent(link: Link, policy: Cached, key: Any) -> Any | None:
+    def read(_: Sequence[Any], primary: bool) -> list[Any]:
+        one = find_first(link.target, (link.far,), (key,), primary=primary)
+        return [] if one is None else [one]
+
+    found = looked_up(link, policy, [key], read)
+    return found[0] if found else None

@@ -44,6 +44,10 @@ FAULT_POINTS: Final[frozenset[str]] = frozenset(
         "migration.table-created",
         "migration.applied",
         "migration.taken-back",
+        # a parent that is looked up through the cache, and one that was changed
+        "cache.looked",
+        "cache.read",
+        "cache.forgetting",
         # a subscriber that deletes or nulls the children of deleted parents
         "reference.released",
     }

@@ -11,6 +11,7 @@ import inspect
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar, overload
 
 from crosstie.orm import through as chains
+from crosstie.orm.cache.policy import Cached, policy_of, require_cacheable
 from crosstie.orm.configuration import nearest
 from crosstie.orm.errors import ModelDefinitionError
 from crosstie.orm.far_side import Many, One
@@ -33,6 +34,8 @@ class Relation(Generic[T]):
     key_is_here: ClassVar[bool] = False
     """Whether the foreign key is a column of the model that declares the relation."""
     many: ClassVar[bool] = False
+    cache: Cached | None = None
+    """How long what it leads to is kept, where it is."""
 
     def __init__(self, *, foreign_key: str, inverse_of: str | None = None, primary_key: str | None = None) -> None:
         self.foreign_key = foreign_key
@@ -206,7 +209,12 @@ class BelongsTo(ToOne[T]):
 
     `validate` has `save()` look whether that row exists. `on_delete` says what becomes of this model's rows when that
     row is deleted through the ORM: `restrict` refuses the delete, `cascade` deletes them and `set_null` takes their
-    reference away, both soon after and by the outbox. Raises ModelDefinitionError for another word.
+    reference away, both soon after and by the outbox.
+
+    `cache` has parents that were looked up by their key kept in Redis and in `request_cache()`: True, or
+    `Cached(ttl_s=...)` for how long at most.
+
+    Raises ModelDefinitionError for another word.
     """
 
     key_is_here = True
@@ -219,10 +227,18 @@ class BelongsTo(ToOne[T]):
         primary_key: str | None = None,
         validate: bool = False,
         on_delete: OnDelete = "none",
+        cache: Cached | bool = False,
     ) -> None:
         super().__init__(foreign_key=foreign_key, inverse_of=inverse_of, primary_key=primary_key)
         self.validate = validate
         self.on_delete: OnDelete = require_on_delete(on_delete)
+        self.cache = policy_of(cache)
+
+    def _resolve(self, model: type[ActiveRecord], seen: tuple[Relation[Any], ...]) -> Link:
+        link = super()._resolve(model, seen)
+        if self.cache is not None:
+            require_cacheable(f"{model.__qualname__}.{self.name}", link)
+        return link
 
 
 class ManyToMany(ToMany[T]):

@@ -9,7 +9,8 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Final
 
 from crosstie.orm.connection import ConnectionManager
@@ -24,6 +25,7 @@ _LEDGER: Final = "orm.read-your-writes"
 class _Written(threading.local):
     def __init__(self) -> None:
         self.at_s: dict[str, float] = {}
+        self.primary_only = False
 
 
 class ReadRouter:
@@ -38,7 +40,13 @@ class ReadRouter:
         """The name of the connection on which a read of this model runs now."""
         replicas = mapping.read_connections
         primary = mapping.connection
-        if not replicas or open_transactions() or active_unit() is not None or self._wrote_lately(primary):
+        if (
+            not replicas
+            or self._written.primary_only
+            or open_transactions()
+            or active_unit() is not None
+            or self._wrote_lately(primary)
+        ):
             return primary
         return replicas[next(self._turn) % len(replicas)] if len(replicas) > 1 else replicas[0]
 
@@ -52,6 +60,20 @@ class ReadRouter:
         if not noted:
             noted.append(connection)
             tx.after_commit(lambda: self._committed(connection))
+
+    def written_at_s(self, connection: str) -> float | None:
+        """When this thread has last written there, by `monotonic`; None for never."""
+        return self._written.at_s.get(connection)
+
+    @contextmanager
+    def primary_only(self) -> Iterator[None]:
+        """Have the primary answer this thread's reads in the block."""
+        before = self._written.primary_only
+        self._written.primary_only = True
+        try:
+            yield
+        finally:
+            self._written.primary_only = before
 
     def forget(self) -> None:
         """Forget this thread's writes: the next read may go to a replica."""

@@ -7,6 +7,7 @@ from typing import ClassVar
 from crosstie.orm.errors import CrosstieError
 
 __all__ = [
+    "CacheUnrouted",
     "BatchRefused",
     "CodeMissing",
     "DeliveryFailed",
@@ -60,6 +61,12 @@ class ReferenceUnrouted(OutboxError):
     """A delete concerns rows of another database, and no subscription is stored that would take word of it there."""
 
     code = "outbox.reference-unrouted"
+
+
+class CacheUnrouted(OutboxError):
+    """A write changes cached rows, and no subscription is stored that would take word of it to the cache."""
+
+    code = "outbox.cache-unrouted"
 
 
 class EventUnreadable(OutboxError):

@@ -14,6 +14,8 @@ from crosstie.orm.connection import ConnectionManager
 from crosstie.orm.database import Database
 from crosstie.orm.errors import ConfigurationError, CrosstieError, DeadlockDetected
 from crosstie.orm.transaction import LocalTransaction, detached_transaction
+from crosstie.outbox.invalidation import ROUTE as CACHE
+from crosstie.outbox.invalidation import wanted_types
 from crosstie.outbox.subscription import subscriptions
 from crosstie.outbox.tables import lane as lanes
 from crosstie.outbox.tables import route as routes
@@ -68,6 +70,7 @@ def sync_routes(source: str | None = None, *, remove_stale: bool = False) -> Syn
         wanted = {
             (route, event.__event_type__) for route, event in subscriptions() if event.__connection__ in (None, name)
         }
+        wanted |= {(CACHE, event_type) for event_type in wanted_types(name)}
         try:
             found = _stored(ConnectionManager.get(name))
             added[name] = tuple(sorted(wanted - found.keys()))
@@ -136,7 +139,8 @@ def _lock(tx: LocalTransaction, route: str) -> int:
     ).one()
     stored = tx.connection.execute(sa.select(sa.func.max(routes.c.lanes)).where(routes.c.route == route)).scalar_one()
     settings = ConnectionManager.settings().outbox
-    return int(stored or (settings.sqlite_lanes if tx.database.kind == "sqlite" else settings.lanes))
+    few = tx.database.kind == "sqlite" or route == CACHE  # whose events are in no order, and quickly taken
+    return int(stored or (settings.sqlite_lanes if few else settings.lanes))
 
 
 def _new_origin(name: str) -> str:

@@ -18,6 +18,7 @@ from crosstie.orm.connection import ConnectionManager
 from crosstie.orm.errors import CommitInDoubt, CrosstieError, DuplicateKey
 from crosstie.orm.faults import fault_point
 from crosstie.orm.transaction import LocalTransaction, detached_transaction
+from crosstie.outbox.invalidation import tell_of_undo
 from crosstie.outbox.tables import outbox
 from crosstie.sagas import image, record
 from crosstie.sagas.errors import SagaRecordConflict, UndoConflict
@@ -174,7 +175,9 @@ def _undo_or_refuse(header: SagaHeader, branch: str) -> str | None:
             if found.quarantine is not None:
                 return found.quarantine
             entries = image.load(found.undo_log)
-            apply_undo(tx.database, tx.connection, [entry for entry in entries if entry["op"] != "events"])
+            writes = [entry for entry in entries if entry["op"] != "events"]
+            apply_undo(tx.database, tx.connection, writes)
+            tell_of_undo(tx, {entry["table"] for entry in writes})
             if len(entries) and entries[-1]["op"] == "events":
                 # There is no index for this; only a branch that published events pays for the search.
                 tx.connection.execute(sa.delete(outbox).where(outbox.c.saga_id == header.saga_id))
