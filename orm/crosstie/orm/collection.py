@@ -166,7 +166,7 @@ def _update(mapping: TableMapping, records: Sequence[ActiveRecord], write: Write
     assert tx is not None
     changes = [persistence.Change(record, mapping) for record in records]
     columns = list(changes[0].row)
-    statement = persistence.update_statement(mapping, columns)
+    statement = persistence.update_statement(mapping, columns).statement
     where = sa.or_(*(persistence.row_condition(record, mapping) for record in records))
     token = None if tx.recorder is None else tx.recorder.updating(tx, mapping.table, where, columns)
     matched = connection.execute(statement, [change.parameters for change in changes]).rowcount

@@ -35,6 +35,8 @@ class Capabilities:
     """What differs between dialects, by name."""
 
     insert_returning: bool
+    lastrowid: bool
+    """The driver tells the number that an INSERT of one row was given, which costs less than RETURNING."""
     update_returning: bool
     force_constraints: bool
     """SET CONSTRAINTS ALL IMMEDIATE checks deferred constraints before COMMIT does."""
@@ -52,10 +54,10 @@ class Capabilities:
 
 
 _CAPABILITIES: Final = {
-    "sqlite": Capabilities(True, True, False, True, False, 32_000, numbers_in_order=True),
-    "postgresql": Capabilities(True, True, True, True, False, 65_000, array_parameters=True),
-    "mariadb": Capabilities(True, False, False, False, True, 65_000, on_conflict=False),
-    "mysql": Capabilities(False, False, False, False, True, 65_000, on_conflict=False),
+    "sqlite": Capabilities(True, True, True, False, True, False, 32_000, numbers_in_order=True),
+    "postgresql": Capabilities(True, False, True, True, True, False, 65_000, array_parameters=True),
+    "mariadb": Capabilities(True, True, False, False, False, True, 65_000, on_conflict=False),
+    "mysql": Capabilities(False, True, False, False, False, True, 65_000, on_conflict=False),
 }
 
 

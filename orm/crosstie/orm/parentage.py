@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from crosstie.orm.errors import RecordInvalid
+from crosstie.orm.prepared import Prepared
 from crosstie.orm.reading import reading
 
 if TYPE_CHECKING:
@@ -43,10 +44,12 @@ def require_parents(record: ActiveRecord, mapping: TableMapping, *, changed: Con
 def _exists(link: Link, key: Any) -> bool:
     target, far = link.target, link.far
     shape = ("exists", far.name)
-    statement = target.statements.get(shape)
-    if statement is None:
+    prepared: Prepared | None = target.statements.get(shape)
+    if prepared is None:
         sought = sa.bindparam("sought", type_=far.column.type)
-        statement = sa.select(sa.literal_column("1")).select_from(target.table).where(far.column == sought)
-        statement = target.statements[shape] = statement.limit(sa.literal_column("1"))
+        statement: sa.Select[Any] = (
+            sa.select(sa.literal_column("1")).select_from(target.table).where(far.column == sought)
+        )
+        prepared = target.statements[shape] = Prepared(statement.limit(sa.literal_column("1")))
     with reading(target, primary=True) as (connection, _):
-        return connection.execute(statement, {"sought": far.sought(key)}).first() is not None
+        return bool(prepared.fetch(connection, {"sought": far.sought(key)}).rows)

@@ -19,6 +19,7 @@ from crosstie.orm.errors import InvalidQuery, RecordInvalid, StaleRecord
 from crosstie.orm.mapping import MappedField, TableMapping
 from crosstie.orm.origin import mark_origin
 from crosstie.orm.parentage import require_parents
+from crosstie.orm.prepared import Prepared
 from crosstie.orm.referrer import referrers
 from crosstie.orm.sql_types import ExactDecimal
 from crosstie.orm.writing import Write, checked, key_condition, row_key, writing
@@ -50,14 +51,15 @@ def insert(record: ActiveRecord, mapping: TableMapping) -> None:
     row, filled = new_row(record, mapping, without=generated)
     if mapping.validated:
         require_parents(record, mapping)
-    statement = mapping.statements.get("insert")
-    if statement is None:
-        statement = mapping.statements["insert"] = sa.insert(mapping.table)
     with writing(mapping) as (connection, database, tx):
-        result = connection.execute(statement, row)
-        if generated is not None:
-            assert result.inserted_primary_key is not None
-            filled[generated.name] = result.inserted_primary_key[0]
+        if generated is None:
+            _insert_statement(mapping, row, "insert").run(connection, row)
+        elif database.capabilities.lastrowid:
+            statement = _insert_statement(mapping, row, "insert, numbered")
+            filled[generated.name] = statement.run(connection, row).lastrowid
+        else:
+            statement = _insert_statement(mapping, row, "insert, returning", generated.column)
+            filled[generated.name] = statement.fetch(connection, row).rows[0][0]
         held.update(filled)
         record_state.mark_loaded(record, mapping.mutable)
         if mapping.is_placed:
@@ -67,6 +69,15 @@ def insert(record: ActiveRecord, mapping: TableMapping) -> None:
         tx.on_rollback(lambda: make_new(record, filled))
         if tx.recorder is not None:
             tx.recorder.inserted(tx, mapping.table, [row_key(record, mapping)])
+
+
+def _insert_statement(mapping: TableMapping, row: Mapping[str, Any], shape: str, *returned: sa.Column[Any]) -> Prepared:
+    prepared: Prepared | None = mapping.statements.get(shape)
+    if prepared is None:
+        statement = sa.insert(mapping.table)
+        prepared = Prepared(statement.returning(*returned) if returned else statement, list(row))
+        mapping.statements[shape] = prepared
+    return prepared
 
 
 def new_row(
@@ -182,23 +193,23 @@ def _update_row(record: ActiveRecord, mapping: TableMapping, row: Mapping[str, A
     connection, _, tx = write
     statement, parameters = update_statement(mapping, row), _update_parameters(record, mapping, row)
     if tx is None or tx.recorder is None:
-        matched = connection.execute(statement, parameters).rowcount
+        matched = statement.run(connection, parameters).rowcount
     else:
         token = tx.recorder.updating(tx, mapping.table, row_condition(record, mapping), list(row))
-        matched = connection.execute(statement, parameters).rowcount
+        matched = statement.run(connection, parameters).rowcount
         tx.recorder.updated(tx, token)
     _require_found(matched, record, mapping)
 
 
-def update_statement(mapping: TableMapping, columns: Iterable[str]) -> sa.Update:
+def update_statement(mapping: TableMapping, columns: Iterable[str]) -> Prepared:
     """The UPDATE of these columns of one row by its key, made once for each set of columns."""
     shape = ("update", *columns)
-    statement: sa.Update | None = mapping.statements.get(shape)
-    if statement is None:
+    prepared: Prepared | None = mapping.statements.get(shape)
+    if prepared is None:
         new: dict[str, Any] = {name: sa.bindparam(f"new_{name}") for name in columns}
         statement = sa.update(mapping.table).where(_key_parameters(mapping)).values(new)
-        mapping.statements[shape] = statement
-    return statement
+        prepared = mapping.statements[shape] = Prepared(statement)
+    return prepared
 
 
 def _update_parameters(record: ActiveRecord, mapping: TableMapping, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -220,14 +231,14 @@ def delete(record: ActiveRecord, mapping: TableMapping) -> None:
 def _delete_row(record: ActiveRecord, mapping: TableMapping) -> None:
     before = record_state.state_of(record)
     assert before is not None
-    statement = mapping.statements.get("delete")
-    if statement is None:
-        statement = mapping.statements["delete"] = sa.delete(mapping.table).where(_key_parameters(mapping))
+    prepared: Prepared | None = mapping.statements.get("delete")
+    if prepared is None:
+        statement = sa.delete(mapping.table).where(_key_parameters(mapping))
+        prepared = mapping.statements["delete"] = Prepared(statement)
     with writing(mapping) as (connection, _, tx):
         if tx is not None and tx.recorder is not None:
             tx.recorder.deleting(tx, mapping.table, row_condition(record, mapping))
-        result = connection.execute(statement, _key_values(record, mapping))
-        _require_found(result.rowcount, record, mapping)
+        _require_found(prepared.run(connection, _key_values(record, mapping)).rowcount, record, mapping)
         record_state.mark_deleted(record)
         if tx is not None:
             tx.on_rollback(lambda: record_state.set_state(record, before))

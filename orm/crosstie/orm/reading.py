@@ -13,6 +13,7 @@ from crosstie.orm.database import Database
 from crosstie.orm.loader import make_loader, result_processors
 from crosstie.orm.mapping import MappedField, TableMapping
 from crosstie.orm.origin import mark_origin
+from crosstie.orm.prepared import Prepared
 from crosstie.orm.routing import router
 from crosstie.orm.transaction import statement_connection
 
@@ -35,19 +36,24 @@ def fetch(
 ) -> list[Any]:
     """Run a statement that selects all columns of the model in their order, and load its rows."""
     result = connection.execute(statement, parameters)
-    cursor: Any = result.cursor
     try:
-        rows = cursor.fetchall()
-        if not rows:
-            return []
-        load = mapping.loaders.get(connection.dialect)
-        if load is None:
-            fields = tuple(mapping.fields.values())
-            processors = result_processors(fields, connection.dialect, cursor.description)
-            load = mapping.loaders[connection.dialect] = make_loader(mapping.model, fields, processors)
-        records: list[Any] = load(rows)
+        cursor: Any = result.cursor
+        return _loaded(mapping, connection, cursor.fetchall(), cursor.description)
     finally:
         result.close()
+
+
+def _loaded(
+    mapping: TableMapping, connection: sa.Connection, rows: Sequence[Any], description: Sequence[Sequence[Any]]
+) -> list[Any]:
+    if not rows:
+        return []
+    load = mapping.loaders.get(connection.dialect)
+    if load is None:
+        fields = tuple(mapping.fields.values())
+        processors = result_processors(fields, connection.dialect, description)
+        load = mapping.loaders[connection.dialect] = make_loader(mapping.model, fields, processors)
+    records: list[Any] = load(rows)
     if mapping.is_placed:
         # A replica has no rows of its own: its records are saved to the primary of the same choice.
         origin = mapping.connection if mapping.read_places else connection.engine.logging_name
@@ -71,16 +77,17 @@ def find_first(
         "first" if not deleted else "first of all",
         *(field.name if value is not None else (field.name,) for field, value in zip(fields, values, strict=True)),
     )
-    statement = mapping.statements.get(shape)
-    if statement is None:
+    prepared: Prepared | None = mapping.statements.get(shape)
+    if prepared is None:
         statement = mapping.select.limit(sa.literal_column("1"))
         for position, (field, value) in enumerate(zip(fields, values, strict=True)):
             sought = None if value is None else sa.bindparam(f"value_{position}", type_=field.column.type)
             statement = statement.where(field.column == sought)
         if mapping.soft_delete is not None and not deleted:
             statement = statement.where(mapping.soft_delete.column.is_(None))
-        mapping.statements[shape] = statement
+        prepared = mapping.statements[shape] = Prepared(statement)
     parameters = {f"value_{position}": value for position, value in enumerate(values) if value is not None}
     with reading(mapping, primary=primary) as (connection, _):
-        found = fetch(mapping, connection, statement, parameters)
+        answer = prepared.fetch(connection, parameters)
+        found = _loaded(mapping, connection, answer.rows, answer.description)
     return found[0] if found else None
