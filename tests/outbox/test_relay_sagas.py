@@ -12,7 +12,7 @@ import pytest
 from bench.databases import Pair, TestDatabase
 from crosstie.orm.connection import ConnectionManager
 from crosstie.orm.transaction import transaction
-from crosstie.outbox import batch, drain, relay, sweep_lanes
+from crosstie.outbox import batch, decision, drain, sweep_lanes
 from crosstie.outbox.batch import OutboxRow, sort_out
 from crosstie.outbox.publish import enqueue
 from outbox import bank
@@ -151,7 +151,7 @@ def test_an_abort_between_reading_and_asking_home_is_seen(branch: Pair, monkeypa
         branch.first.execute("DELETE FROM crosstie_saga WHERE saga_id = %s", (SAGA,))
         return ask(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(relay, "home_states", paused)
+    monkeypatch.setattr(decision, "home_states", paused)
     assert sweep_lanes("default", owner="one") == 0
     bank.ready_now(branch.first)
     assert sweep_lanes("default", owner="one") == 0
@@ -167,7 +167,7 @@ def test_home_is_asked_once_for_a_batch(branch: Pair, monkeypatch: pytest.Monkey
         asked.append(sorted(saga_ids))
         return ask(database, saga_ids)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(relay, "home_states", noted)
+    monkeypatch.setattr(decision, "home_states", noted)
     for number in range(1, 6):
         saga_id = f"saga-{number}"
         publish(number, saga_id)

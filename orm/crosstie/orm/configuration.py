@@ -128,12 +128,15 @@ class SagaSettings(_Section):
 
 
 class OutboxSettings(_Section):
-    """Lanes and leases of the relay."""
+    """Lanes and leases of the relay, the size of its batches, and when it gives an event up."""
 
     lanes: Annotated[int, Field(ge=1, le=4096)] = 64
     sqlite_lanes: Annotated[int, Field(ge=1, le=64)] = 4
-    batch_size: Annotated[int, Field(ge=1, le=10_000)] = 500
+    batch_size: Annotated[int, Field(ge=1, le=10_000)] = 1000
+    batch_target_s: Annotated[float, Field(gt=0)] = 0.5
     lease_s: Annotated[float, Field(gt=0)] = 30.0
+    lanes_per_target: Annotated[int, Field(ge=1)] = 16
+    attempts: Annotated[int, Field(ge=1)] = 12
 
 
 class RelationSettings(_Section):

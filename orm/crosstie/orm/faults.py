@@ -40,6 +40,8 @@ FAULT_POINTS: Final[frozenset[str]] = frozenset(
         "relay.target-committed",
         "relay.acknowledged",
         "relay.source-committed",
+        "relay.parked",
+        "relay.unparked",
         # a change of crosstie's own tables
         "migration.table-created",
         "migration.applied",

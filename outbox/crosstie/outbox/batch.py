@@ -9,13 +9,15 @@ from typing import Final
 
 import sqlalchemy as sa
 
+from crosstie.orm.clock import now_ms
 from crosstie.orm.database import Database
 from crosstie.outbox.envelope import Envelope
 from crosstie.outbox.errors import EventUnreadable
-from crosstie.outbox.tables import outbox
+from crosstie.outbox.tables import lane as lanes
+from crosstie.outbox.tables import outbox, parked
 from crosstie.outbox.tables import saga as records
 
-__all__ = ["BLOCK_STEP", "OutboxRow", "Verdict", "home_states", "read_batch", "sort_out", "undecided"]
+__all__ = ["BLOCK_STEP", "OutboxRow", "Verdict", "home_states", "not_paused", "read_batch", "sort_out", "undecided"]
 
 BLOCK_STEP: Final = 0
 """The step of an undivided saga block in crosstie_saga; the steps of longer sagas count on from it."""
@@ -38,6 +40,10 @@ class OutboxRow:
     saga_id: str | None = None
     saga_state: str | None = None
     home: str | None = None
+    age_ms: int = 0
+    """How long before it was read it was written, by its database's clock."""
+    attempts: int = 0
+    """How often it has failed, if it was parked."""
 
     def envelope(self) -> Envelope:
         """The event as it was published. Raises EventUnreadable."""
@@ -63,8 +69,10 @@ class Verdict:
     held: OutboxRow | None
 
 
-def read_batch(source: Database, route: str, lane: int, *, limit: int) -> list[OutboxRow]:
-    """The first `limit` events of a lane, unlocked, each with its saga's record. Raises DatabaseUnavailable.
+def read_batch(source: Database, route: str, lane: int, *, limit: int) -> tuple[list[OutboxRow], bool]:
+    """The first `limit` events of a lane, unlocked, each with its saga's record, and whether the lane has parked ones.
+
+    None of a lane that is paused; with no events, nothing is said of parked ones. Raises DatabaseUnavailable.
 
     One statement, so one snapshot. With two, a reader could pause between them: it has read the event, then the saga
     is aborted, which deletes the event together with its undo, and the record goes too; the reader would then find no
@@ -72,7 +80,18 @@ def read_batch(source: Database, route: str, lane: int, *, limit: int) -> list[O
     """
     parameters = {"route": route, "lane": lane, "limit": limit}
     with source.mapped_errors(), source.autocommit.connect() as connection:
-        return [OutboxRow(*row) for row in connection.execute(_BATCH, parameters)]
+        found = connection.execute(_BATCH, parameters).all()
+    return [OutboxRow(*row[:-1]) for row in found], any(row[-1] is not None for row in found[:1])
+
+
+def _in_lane(table: sa.Table) -> sa.ColumnElement[bool]:
+    return sa.and_(table.c.route == sa.bindparam("route"), table.c.lane == sa.bindparam("lane"))
+
+
+def not_paused(route: sa.ColumnElement[str], lane: sa.ColumnElement[int]) -> sa.ColumnElement[bool]:
+    """That nobody has paused this lane: looked up once, not for each row."""
+    paused = sa.select(lanes.c.paused_at_ms).where(lanes.c.route == route, lanes.c.lane == lane)
+    return paused.scalar_subquery().is_(None)
 
 
 def _record(column: sa.ColumnElement[str]) -> sa.ScalarSelect[str]:
@@ -99,8 +118,12 @@ _BATCH: Final = (
         outbox.c.saga_id,
         _record(records.c.state).label("saga_state"),
         _record(records.c.home).label("home"),
+        (now_ms() - outbox.c.created_at_ms).label("age_ms"),
+        sa.literal_column("0").label("attempts"),
+        # With the rows and not before them: another owner, not dead but slow, may have parked an event meanwhile.
+        sa.select(parked.c.id).where(_in_lane(parked)).limit(1).scalar_subquery().label("any_parked"),
     )
-    .where(outbox.c.route == sa.bindparam("route"), outbox.c.lane == sa.bindparam("lane"))
+    .where(_in_lane(outbox), not_paused(sa.bindparam("route"), sa.bindparam("lane")))
     .order_by(outbox.c.id)
     .limit(sa.bindparam("limit"))
 )

@@ -137,12 +137,14 @@ class DeliveryFailed(OutboxError):
 class TargetFailed(OutboxError):
     """The target database did not let the relay do its work; nothing was lost.
 
-    `whole_route`: no lane of the route would fare better now.
+    `whole_route`: no lane of the route would fare better now. `taken`: so many events of the batch, its first, it has
+    taken all the same; always 0 for a database.
     """
 
     code: ClassVar[str] = "outbox.target-failed"
     retryable: ClassVar[bool] = True
     whole_route: bool = False
+    taken: int = 0
 
 
 class BatchRefused(TargetFailed):

@@ -16,12 +16,28 @@ from crosstie.orm.clock import now_ms
 from crosstie.orm.database import Database
 from crosstie.orm.errors import LockTimeout
 from crosstie.orm.transaction import detached_transaction
+from crosstie.outbox import measure
 from crosstie.outbox.errors import LeaseLost
 from crosstie.outbox.tables import lane as lanes
-from crosstie.outbox.tables import outbox
+from crosstie.outbox.tables import outbox, parked
 
-__all__ = ["Candidate", "Lease", "back_off", "backoff_s", "claim", "hold", "lanes_with_work", "release", "renew"]
+__all__ = [
+    "DUE",
+    "Candidate",
+    "Lease",
+    "back_off",
+    "backoff_s",
+    "claim",
+    "hold",
+    "lanes_with_work",
+    "leased_lanes",
+    "release",
+    "renew",
+    "reopen",
+]
 
+DUE: Final = ("failing", "undeployed", "skipped")
+"""The states of parked events with which a lane's owner has something to do, once their time has come."""
 FIRST_BACKOFF_S: Final = 0.2
 LONGEST_BACKOFF_S: Final = 60.0
 
@@ -39,6 +55,9 @@ class Candidate:
     epoch: int
     failures: int
     owner: str
+    last_error: str | None = None
+    parked: bool = False
+    """Whether it has parked events that are due."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +71,14 @@ class Lease:
     failures: int
     """How often in a row the lane has failed."""
     lease_s: float
+    last_error: str | None = None
 
 
 def lanes_with_work(source: Database, route: str | None = None) -> list[Candidate]:
-    """Lanes that nobody owns, that are not backing off and that hold events. Raises DatabaseUnavailable."""
+    """Lanes that nobody owns, that neither back off nor are paused, and that hold events to be tried.
+
+    Raises DatabaseUnavailable.
+    """
     # One probe into the outbox's index per lane; EXISTS may be planned as a scan of the whole outbox instead.
     oldest = (
         sa.select(outbox.c.id)
@@ -65,9 +88,28 @@ def lanes_with_work(source: Database, route: str | None = None) -> list[Candidat
         .correlate(lanes)
         .scalar_subquery()
     )
+    due = (
+        sa.select(parked.c.id)
+        .where(
+            parked.c.route == lanes.c.route,
+            parked.c.lane == lanes.c.lane,
+            parked.c.state.in_(DUE),
+            parked.c.next_at_ms <= now_ms(),
+        )
+        .limit(1)
+        .correlate(lanes)
+        .scalar_subquery()
+    )
     query = sa.select(
-        lanes.c.route, lanes.c.lane, lanes.c.origin, lanes.c.epoch, lanes.c.failures, lanes.c.owner
-    ).where(lanes.c.lease_until_ms < now_ms(), lanes.c.ready_at_ms <= now_ms(), oldest.is_not(None))
+        lanes.c.route,
+        lanes.c.lane,
+        lanes.c.origin,
+        lanes.c.epoch,
+        lanes.c.failures,
+        lanes.c.owner,
+        lanes.c.last_error,
+        due.is_not(None),
+    ).where(_claimable(), sa.or_(oldest.is_not(None), due.is_not(None)))
     if route is not None:
         query = query.where(lanes.c.route == route)
     with source.mapped_errors(), source.autocommit.connect() as connection:
@@ -82,7 +124,7 @@ def claim(source: Database, candidate: Candidate, *, owner: str, lease_s: float)
     key = sa.and_(lanes.c.route == candidate.route, lanes.c.lane == candidate.lane, lanes.c.epoch == candidate.epoch)
     statement = (
         sa.update(lanes)
-        .where(key, lanes.c.lease_until_ms < now_ms(), lanes.c.ready_at_ms <= now_ms())
+        .where(key, _claimable())
         .values(owner=owner[:120], epoch=lanes.c.epoch + 1, lease_until_ms=now_ms() + int(lease_s * 1000))
     )
     try:
@@ -100,9 +142,24 @@ def claim(source: Database, candidate: Candidate, *, owner: str, lease_s: float)
         return None
     if claimed != 1:
         return None
+    if candidate.owner:
+        measure.stolen(source.name, candidate.route)
     return Lease(
-        candidate.route, candidate.lane, candidate.origin, candidate.epoch + 1, candidate.failures, float(lease_s)
+        candidate.route,
+        candidate.lane,
+        candidate.origin,
+        candidate.epoch + 1,
+        candidate.failures,
+        float(lease_s),
+        candidate.last_error,
     )
+
+
+def leased_lanes(source: Database, route: str) -> int:
+    """How many lanes of the route are owned now. Raises DatabaseUnavailable."""
+    query = sa.select(sa.func.count()).where(lanes.c.route == route, lanes.c.lease_until_ms >= now_ms())
+    with source.mapped_errors(), source.autocommit.connect() as connection:
+        return int(connection.execute(query).scalar_one())
 
 
 def renew(connection: sa.Connection, lease: Lease, *, progress: bool) -> Lease:
@@ -119,7 +176,7 @@ def renew(connection: sa.Connection, lease: Lease, *, progress: bool) -> Lease:
             f"lane {lease.lane} of route {lease.route!r} is no longer owned under epoch {lease.epoch}: another worker "
             "took it after the lease had run out. It goes on from what this one has applied; nothing is to be done."
         )
-    return replace(lease, failures=0) if progress else lease
+    return replace(lease, failures=0, last_error=None) if progress else lease
 
 
 def release(source: Database, lease: Lease) -> bool:
@@ -135,29 +192,33 @@ def hold(source: Database, lease: Lease, *, delay_s: float) -> bool:
 def back_off(source: Database, lease: Lease, *, delay_s: float, error: str, whole_route: bool = False) -> bool:
     """Give the lane back after a failure, to be tried again after `delay_s`; False where it was somebody else's.
 
-    `whole_route` lets the route's other free lanes wait too, in one statement: with a target that is down, each of them
-    would cost another connection attempt.
+    `whole_route` lets the route's other free lanes wait twice as long, in one statement: with a target that is down,
+    each of them would cost another connection attempt. This one is the probe, and `reopen` lets them go again.
     """
-    values: dict[str, Any] = {
-        "ready_at_ms": now_ms() + int(delay_s * 1000),
-        "failures": lease.failures + 1,
-        "last_error": error,
-    }
-    mine = _end(source, lease, values)
+    delay_ms = int(delay_s * 1000)
+    values: dict[str, Any] = {"failures": lease.failures + 1, "last_error": error}
+    mine = _end(source, lease, values | {"ready_at_ms": now_ms() + delay_ms})
     if mine and whole_route:
         others = (
             sa.update(lanes)
-            .where(
-                lanes.c.route == lease.route,
-                lanes.c.owner == "",
-                lanes.c.failures <= lease.failures,
-                lanes.c.ready_at_ms <= now_ms(),
-            )
-            .values(values)
+            .where(lanes.c.route == lease.route, lanes.c.owner == "", lanes.c.failures <= lease.failures)
+            .where(lanes.c.lane != lease.lane)
+            .values(values | {"ready_at_ms": now_ms() + 2 * delay_ms})
         )
         with source.mapped_errors(), source.autocommit.connect() as connection:
             connection.execute(others)
     return mine
+
+
+def reopen(source: Database, lease: Lease) -> None:
+    """The target serves again: let the lanes go that wait for the same reason for which this one had waited."""
+    waiting = sa.and_(lanes.c.route == lease.route, lanes.c.owner == "", lanes.c.last_error == lease.last_error)
+    with source.mapped_errors(), source.autocommit.connect() as connection:
+        connection.execute(
+            sa.update(lanes)
+            .where(waiting, lanes.c.ready_at_ms > now_ms())
+            .values(ready_at_ms=0, failures=0, last_error=None)
+        )
 
 
 def backoff_s(failures: int, *, jitter: float) -> float:
@@ -172,6 +233,10 @@ def _end(source: Database, lease: Lease, values: Mapping[str, Any]) -> bool:
     statement = _mine(lease, {"lease_until_ms": 0, "owner": "", **values})
     with source.mapped_errors(), source.autocommit.connect() as connection:
         return connection.execute(statement).rowcount == 1
+
+
+def _claimable() -> sa.ColumnElement[bool]:
+    return sa.and_(lanes.c.lease_until_ms < now_ms(), lanes.c.ready_at_ms <= now_ms(), lanes.c.paused_at_ms.is_(None))
 
 
 def _mine(lease: Lease, values: Mapping[str, Any]) -> sa.Update:

@@ -5,6 +5,9 @@ and read under its lock before anything else is done. So every crash and every l
 states, which the next owner of the lane can tell apart and finish from. Neither the fence nor the recovery can be left
 out; the tests hold a model of the protocol that shows what happens then.
 
+The inbox remembers one batch. So whatever is applied is acknowledged before anything else is: a failure in the middle
+of a batch ends that batch, and the next one begins behind it.
+
 Events of a saga that was aborted are deleted unseen. Source and target may be one database: nothing here rests on their
 being two.
 """
@@ -12,6 +15,7 @@ being two.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,25 +24,22 @@ from typing import Final, Literal
 
 import sqlalchemy as sa
 
+from crosstie.orm.configuration import OutboxSettings
 from crosstie.orm.connection import ConnectionManager
 from crosstie.orm.database import Database
-from crosstie.orm.errors import (
-    CommitInDoubt,
-    CrosstieError,
-    DatabaseUnavailable,
-    DeadlockDetected,
-    LockTimeout,
-    NoSuchTable,
-    UnknownConnection,
-)
+from crosstie.orm.errors import CommitInDoubt, CrosstieError, DeadlockDetected, LockTimeout
 from crosstie.orm.faults import fault_point
 from crosstie.orm.transaction import detached_transaction
-from crosstie.outbox import inbox
-from crosstie.outbox.batch import OutboxRow, Verdict, home_states, read_batch, sort_out, undecided
-from crosstie.outbox.delivery import deliver, require_outside, target_transaction
-from crosstie.outbox.errors import DeliveryFailed, InboxMissing, LeaseLost, TargetFailed
-from crosstie.outbox.lane import Candidate, Lease, back_off, backoff_s, claim, hold, release, renew
+from crosstie.outbox import measure, parking
+from crosstie.outbox.batch import OutboxRow, read_batch
+from crosstie.outbox.decision import decide
+from crosstie.outbox.delivery import require_outside
+from crosstie.outbox.errors import DeliveryFailed, LeaseLost, TargetFailed
+from crosstie.outbox.isolation import Isolated, isolate
+from crosstie.outbox.lane import Candidate, Lease, back_off, backoff_s, claim, hold, release, renew, reopen
+from crosstie.outbox.pace import Pace
 from crosstie.outbox.tables import outbox
+from crosstie.outbox.target import target_of
 
 __all__ = ["DrainReport", "drain_lane"]
 
@@ -47,6 +48,10 @@ logger = logging.getLogger(__name__)
 HOLD_S: Final = 0.2
 RECOVERIES: Final = 3
 DELETE_CHUNK: Final = 1000
+PASSING_TRIES: Final = 8
+"""So often in a row a lane waits for what passes by itself (a minute in all) before it lets one event be the cause."""
+UNDEPLOYED_TRIES: Final = 12
+"""So often in a row (some five minutes) a lane waits for a worker that has the code: a deployment may roll out."""
 _random: Final = SystemRandom()
 
 Ending = Literal["taken", "empty", "out-of-time", "held", "failed", "lost"]
@@ -63,16 +68,19 @@ class DrainReport:
     ending: Ending = "taken"
     applied: int = 0
     dropped: int = 0
+    parked: int = 0
+    """Events that left the outbox for the parking."""
     error: CrosstieError | None = None
     route_down: bool = False
     """The target does not serve anybody now; the route's other lanes need not be tried."""
 
 
 def drain_lane(source: str, candidate: Candidate, *, owner: str, out_of_time: Callable[[], bool]) -> DrainReport:
-    """Claim the lane and carry its events until it is empty, held, failing, or `out_of_time` says so after a batch.
+    """Claim the lane and carry its events until it is empty, paused, held, failing, or `out_of_time` says so.
 
-    A failure of a subscriber or the target is reported and makes the lane back off; it is not raised. Raises
-    RelayMisused inside a transaction, and DatabaseUnavailable and other errors of the source; the lease then runs out.
+    An event that cannot be applied is parked with the later ones of its key. A failure that concerns more than one
+    event is reported and makes the lane back off; it is not raised. Raises RelayMisused inside a transaction, and
+    DatabaseUnavailable and other errors of the source; the lease then runs out.
     """
     require_outside()
     settings = ConnectionManager.settings().outbox
@@ -81,18 +89,22 @@ def drain_lane(source: str, candidate: Candidate, *, owner: str, out_of_time: Ca
     if lease is None:
         return DrainReport()
     fault_point("relay.claimed")
-    return _Drain(database, lease, settings.batch_size).run(out_of_time)
+    return _Drain(database, lease, settings, parked=candidate.parked).run(out_of_time)
 
 
 class _Drain:
     """One owner's work on one lane."""
 
-    def __init__(self, source: Database, lease: Lease, batch_size: int) -> None:
+    def __init__(self, source: Database, lease: Lease, settings: OutboxSettings, *, parked: bool) -> None:
         self._source = source
         self._lease = lease
-        self._batch_size = batch_size
+        self._attempts = settings.attempts
+        self._pace = Pace(settings.batch_size, settings.batch_target_s)
+        self._parked = parked
         self._report = DrainReport()
         self._doubtful: frozenset[int] = frozenset()
+        self._target = target_of(lease.route)
+        self._read_at_s = 0.0
 
     def run(self, out_of_time: Callable[[], bool]) -> DrainReport:
         """Work, and give the lane back in the way that the outcome asks for."""
@@ -102,20 +114,18 @@ class _Drain:
         except (DeliveryFailed, TargetFailed, LeaseLost) as error:
             report.error = error
             report.route_down = isinstance(error, TargetFailed) and error.whole_route
+            if isinstance(error, LeaseLost):
+                measure.fenced(self._source.name, self._lease.route)
             delay_s = backoff_s(self._lease.failures, jitter=_random.random())
             # Where the lease is lost indeed, this touches nothing. Where it is not, the target is ahead of the source,
             # and somebody must see that.
             mine = back_off(self._source, self._lease, delay_s=delay_s, error=str(error), whole_route=report.route_down)
             report.ending = "failed" if mine else "lost"
-            logger.log(
-                logging.WARNING if mine else logging.INFO,
-                "lane %d of route %r in %r: %s",
-                self._lease.lane,
-                self._lease.route,
-                self._source.name,
-                error,
-            )
+            self._log(logging.WARNING if mine else logging.INFO, str(error))
         return report
+
+    def _log(self, level: int, text: str) -> None:
+        logger.log(level, "lane %d of route %r in %r: %s", self._lease.lane, self._lease.route, self._source.name, text)
 
     def _carry_with_recovery(self, out_of_time: Callable[[], bool]) -> Ending:
         for attempt in range(1, RECOVERIES + 1):
@@ -127,132 +137,154 @@ class _Drain:
                 # the duplicate that all of this is there to prevent.
                 if attempt == RECOVERIES:
                     raise
-                logger.info("lane %d of route %r: recovering from %s", self._lease.lane, self._lease.route, error)
+                self._log(logging.INFO, f"recovering from {error}")
         raise AssertionError("unreachable")
 
     def _recover(self) -> None:
         """Shut out earlier owners at the target, learn what it has, and acknowledge that in the source."""
-        with self._target_phase():
-            try:
-                applied = self._enter()
-            except InboxMissing:
-                inbox.create(ConnectionManager.get(self._lease.route), self._lease)
-                applied = self._enter()
+        applied = self._target.enter(self._lease)
         fault_point("relay.recovered")
+        if self._lease.failures and self._lease.last_error is not None:
+            reopen(self._source, self._lease)
         self._report.applied += len(self._doubtful & applied)
         self._doubtful = frozenset()
         if applied:
-            self._acknowledge(applied, progress=False)
-
-    def _enter(self) -> frozenset[int]:
-        with detached_transaction(self._lease.route) as tx:
-            applied = inbox.lock(tx, self._lease)
-            inbox.store(tx, self._lease)
-        return applied
+            with self._acknowledging(progress=False) as connection:
+                self._delete(connection, applied)
+                # The last owner may have been trying parked events again.
+                parking.remove(connection, self._lease, applied)
 
     def _carry(self, out_of_time: Callable[[], bool]) -> Ending:
         while True:
-            rows = read_batch(self._source, self._lease.route, self._lease.lane, limit=self._batch_size)
+            if self._parked:
+                self._redrive(out_of_time)
+            self._read_at_s = time.monotonic()
+            rows, self._parked = read_batch(self._source, self._lease.route, self._lease.lane, limit=self._pace.size)
             if not rows:
                 release(self._source, self._lease)
                 return "empty"
-            verdict, homeless = self._decide(rows)
-            applied, failure = self._apply_up_to_failure(verdict.apply)
-            if applied or verdict.drop:
-                self._acknowledge([row.id for row in applied] + list(verdict.drop), progress=True)
-                self._report.dropped += len(verdict.drop)
-            if failure is not None:
-                raise failure
-            if homeless is not None:
-                raise homeless
-            if verdict.held is not None:
-                hold(self._source, self._lease, delay_s=HOLD_S)
-                return "held"
-            if out_of_time():
+            ending = self._carry_batch(rows)
+            if ending is None and out_of_time():
+                ending = "out-of-time"
                 release(self._source, self._lease)
-                return "out-of-time"
+            if ending is not None:
+                return ending
 
-    def _decide(self, rows: Sequence[OutboxRow]) -> tuple[Verdict, TargetFailed | None]:
-        """Sort the rows out, asking each home once; the error says why the held row could not be decided."""
-        decisions: dict[str, str] = {}
-        silent: dict[str, CrosstieError] = {}
-        for home, saga_ids in undecided(rows).items():
-            try:
-                decisions |= home_states(ConnectionManager.get(home), saga_ids)
-            except CrosstieError as error:
-                silent[home] = error
-        verdict = sort_out(rows, decisions)
-        held = verdict.held
-        if held is None or held.home not in silent:
-            return verdict, None
-        return verdict, TargetFailed(
-            f"event {held.id} waits for the decision of saga {held.saga_id}, and its home cannot be asked: "
-            f"{silent[held.home]}"
-        )
+    def _carry_batch(self, rows: Sequence[OutboxRow]) -> Ending | None:
+        """Apply, drop and park what is possible; None where the lane may go on."""
+        heads = parking.look(self._source, self._lease) if self._parked else parking.Heads()
+        verdict, homeless = decide(rows)
+        ready = [row for row in verdict.apply if row.key not in heads.keys]
+        done = isolate(ready, self._apply, lambda row, failure: self._stops(row, failure, heads))
+        self._finish_batch(verdict.drop, [row for row in verdict.apply if row.key in heads.keys], ready, done)
+        if done.failure is not None and done.bad is None:
+            raise done.failure
+        if len(done.applied) < len(ready):
+            return None
+        if homeless is not None:
+            raise homeless
+        if verdict.held is not None:
+            hold(self._source, self._lease, delay_s=HOLD_S)
+            return "held"
+        return None
 
-    def _apply_up_to_failure(self, rows: Sequence[OutboxRow]) -> tuple[Sequence[OutboxRow], DeliveryFailed | None]:
-        """Apply the rows, or those before the first that fails for a reason of its own."""
-        try:
-            self._apply(rows)
-        except DeliveryFailed as failure:
-            before = () if failure.passing else rows[: failure.position]
-            self._apply(before)
-            return before, failure
-        return rows, None
+    def _stops(self, row: OutboxRow, failure: DeliveryFailed, heads: parking.Heads) -> bool:
+        """Whether the lane waits before this event, which is not, or not yet known to be, the cause."""
+        if failure.undeployed:
+            return row.type not in heads.undeployed and self._lease.failures < UNDEPLOYED_TRIES
+        return failure.passing and self._lease.failures < PASSING_TRIES
+
+    def _finish_batch(
+        self, drop: Sequence[int], blocked: Sequence[OutboxRow], ready: Sequence[OutboxRow], done: Isolated
+    ) -> None:
+        """Acknowledge what was applied, and park what failed together with all that must not overtake it."""
+        moved = list(blocked)
+        bad = done.bad
+        if bad is not None:
+            moved += [row for row in ready[len(done.applied) :] if row.key == bad.key]
+        gone = [row.id for row in done.applied] + list(drop) + [row.id for row in moved]
+        if done.refused:
+            self._pace.refused(len(done.applied))
+        if not gone:
+            return
+        with self._acknowledging(progress=True) as connection:
+            if moved:
+                parking.park(connection, self._lease, moved, self._blame(done))
+                fault_point("relay.parked")
+            self._delete(connection, gone)
+        self._report.dropped += len(drop)
+        self._report.parked += len(moved)
+        self._parked = self._parked or bool(moved)
+        if bad is not None:
+            self._log(logging.WARNING, f"parked with {len(moved) - 1 - len(blocked)} behind it: {done.failure}")
+
+    def _redrive(self, out_of_time: Callable[[], bool]) -> None:
+        """Try the parked keys that are due, each in order; one that fails again waits longer."""
+        while not out_of_time():
+            heads = parking.look(self._source, self._lease)
+            if heads.skipped:
+                with self._acknowledging(progress=True) as connection:
+                    parking.remove(connection, self._lease, heads.skipped)
+            if not heads.due:
+                return
+            self._read_at_s = time.monotonic()
+            rows = parking.read_parked(self._source, self._lease, heads.due, limit=self._pace.size)
+            if not rows:
+                return
+            done = isolate(rows, self._apply, lambda _, __: False)
+            if done.refused:
+                self._pace.refused(len(done.applied))
+            with self._acknowledging(progress=bool(done.applied)) as connection:
+                parking.note(connection, self._lease, self._blame(done))
+                parking.remove(connection, self._lease, [row.id for row in done.applied])
+                fault_point("relay.unparked")
+            if done.failure is not None and done.bad is None:
+                raise done.failure
+
+    def _blame(self, done: Isolated) -> parking.Blame | None:
+        if done.bad is None or done.failure is None:
+            return None
+        return parking.judge(done.bad, done.failure, limit=self._attempts, jitter=_random.random())
 
     def _apply(self, rows: Sequence[OutboxRow]) -> None:
-        """Apply the rows in one target transaction, together with the record that they are."""
-        if not rows:
-            return
+        """Have the target take the rows."""
         ids = frozenset(row.id for row in rows)
-        with self._target_phase():
-            try:
-                with target_transaction(self._lease.route) as tx:
-                    known = inbox.lock(tx, self._lease)
-                    deliver(tx, self._lease.route, rows, skip=known)
-                    inbox.store(tx, self._lease, ids)
-                    fault_point("relay.applied")
-            except CommitInDoubt:
-                self._doubtful = ids
-                raise
+        started_s = time.monotonic()
+        try:
+            known = self._target.apply(self._lease, rows)
+        except CommitInDoubt:
+            self._doubtful = ids
+            raise
+        except TargetFailed as failed:
+            self._report.applied += failed.taken
+            raise
+        now_s = time.monotonic()
+        self._pace.applied(len(rows), now_s - started_s)
         self._report.applied += len(ids - known)
+        if measure.is_measured():
+            ages_s = [row.age_ms / 1000 + now_s - self._read_at_s for row in rows if row.id not in known]
+            measure.applied(self._source.name, self._lease.route, ages_s)
         fault_point("relay.target-committed")
 
-    def _acknowledge(self, ids: Collection[int], *, progress: bool) -> None:
-        """Delete events that are applied, by their ids, under the renewed lease. Raises LeaseLost.
-
-        Never a range of ids: a transaction that commits late may have a smaller one than those already seen.
-        """
-        listed = sorted(ids)
+    @contextmanager
+    def _acknowledging(self, *, progress: bool) -> Iterator[sa.Connection]:
+        """One transaction of the source, under the renewed lease. Raises LeaseLost."""
         with detached_transaction(self._source.name) as tx:
             tx.mark_written()
             renewed = renew(tx.connection, self._lease, progress=progress)
-            for start in range(0, len(listed), DELETE_CHUNK):
-                tx.connection.execute(
-                    sa.delete(outbox).where(
-                        outbox.c.route == renewed.route,
-                        outbox.c.lane == renewed.lane,
-                        outbox.c.id.in_(listed[start : start + DELETE_CHUNK]),
-                    )
-                )
+            yield tx.connection
             fault_point("relay.acknowledged")
         self._lease = renewed
         fault_point("relay.source-committed")
 
-    @contextmanager
-    def _target_phase(self) -> Iterator[None]:
-        """Say of an error that it is the target's; what the protocol itself reacts to passes as it is."""
-        try:
-            yield
-        except (CommitInDoubt, LeaseLost, DeliveryFailed, TargetFailed):
-            raise
-        except CrosstieError as error:
-            whole_route = isinstance(error, DatabaseUnavailable | UnknownConnection | NoSuchTable)
-            # The other errors may quote values in the database's words.
-            quotable = whole_route or isinstance(error, DeadlockDetected | LockTimeout)
-            reason = str(error) if quotable else f"{type(error).__name__} ({error.code}); see the log"
-            failed = TargetFailed(f"route {self._lease.route!r}: {reason}")
-            failed.whole_route = whole_route
-            if not quotable:
-                logger.warning("route %r: the target refused a batch", self._lease.route, exc_info=error)
-            raise failed from error
+    def _delete(self, connection: sa.Connection, ids: Collection[int]) -> None:
+        """Delete events by their ids, never by a range of them: one that commits late may have an id in between."""
+        listed = sorted(ids)
+        for start in range(0, len(listed), DELETE_CHUNK):
+            connection.execute(
+                sa.delete(outbox).where(
+                    outbox.c.route == self._lease.route,
+                    outbox.c.lane == self._lease.lane,
+                    outbox.c.id.in_(listed[start : start + DELETE_CHUNK]),
+                )
+            )

@@ -11,7 +11,7 @@ from typing import Final
 
 from crosstie.orm.connection import ConnectionManager
 from crosstie.outbox.delivery import require_outside
-from crosstie.outbox.lane import Candidate, lanes_with_work
+from crosstie.outbox.lane import Candidate, lanes_with_work, leased_lanes
 from crosstie.outbox.relay import drain_lane
 
 __all__ = ["drain", "sweep_lanes"]
@@ -51,9 +51,12 @@ def sweep_lanes(source: str, *, owner: str, limit_s: float = LIMIT_S) -> int:
 
 def _drain_route(source: str, candidates: Sequence[Candidate], owner: str, out_of_time: Callable[[], bool]) -> int:
     applied = 0
+    database = ConnectionManager.get(source)
+    # Looked up before each claim and not with it: two workers that claim at once may exceed it, and nobody waits.
+    cap = ConnectionManager.settings().outbox.lanes_per_target
     # In an order of its own for each worker: several that start together then rarely want the same lane.
     for candidate in _random.sample(candidates, len(candidates)):
-        if out_of_time():
+        if out_of_time() or leased_lanes(database, candidate.route) >= cap:
             break
         report = drain_lane(source, candidate, owner=owner, out_of_time=out_of_time)
         applied += report.applied

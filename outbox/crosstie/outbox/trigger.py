@@ -114,7 +114,7 @@ class _Words:
         return str(sa.literal(value).compile(dialect=self._dialect, compile_kwargs={"literal_binds": True}))
 
     def selected(self, *, lane: str, uid: str, payload: str) -> str:
-        """The values of `into`; events of deletes are in no order, so any lane will do, and each has a key of its own."""
+        """The values of `into`; events of deletes are in no order: any lane will do, and each has a key of its own."""
         return f"{self._before}, {lane}, {uid}, {uid}, {self._after}, {payload}, '{{}}', {self.now}"
 
 

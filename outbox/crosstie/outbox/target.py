@@ -1,0 +1,119 @@
+"""The target's side of the relay: one transaction applies a batch, together with the record that it has."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
+
+from crosstie.orm.connection import ConnectionManager
+from crosstie.orm.errors import (
+    CommitInDoubt,
+    CrosstieError,
+    DatabaseUnavailable,
+    DeadlockDetected,
+    LockTimeout,
+    NoSuchTable,
+    UnknownConnection,
+)
+from crosstie.orm.faults import fault_point
+from crosstie.orm.transaction import LocalTransaction, detached_transaction
+from crosstie.outbox import inbox
+from crosstie.outbox.batch import OutboxRow
+from crosstie.outbox.delivery import deliver, target_transaction
+from crosstie.outbox.errors import BatchRefused, DeliveryFailed, InboxMissing, LeaseLost, TargetFailed
+from crosstie.outbox.invalidation import ROUTE as CACHE
+from crosstie.outbox.invalidation import CacheTarget
+from crosstie.outbox.lane import Lease
+
+__all__ = ["DatabaseTarget", "Target", "target_of"]
+
+logger = logging.getLogger(__name__)
+
+
+class Target(Protocol):
+    """Where a route leads to."""
+
+    def enter(self, lease: Lease) -> frozenset[int]:
+        """Shut out earlier owners of the lane, and return the ids of the events that were applied last.
+
+        Raises LeaseLost, TargetFailed.
+        """
+
+    def apply(self, lease: Lease, rows: Sequence[OutboxRow]) -> frozenset[int]:
+        """Apply all of these events or none; returns the ids of those that had been applied before.
+
+        Raises DeliveryFailed for the event at a position, BatchRefused where it is not known which event is to blame,
+        LeaseLost, CommitInDoubt, and TargetFailed, whose `taken` says how many of the first events went all the same.
+        """
+
+
+def target_of(route: str) -> Target:
+    """The target that this route leads to."""
+    return CacheTarget() if route == CACHE else DatabaseTarget(route)
+
+
+class DatabaseTarget:
+    """A database with crosstie's tables; its inbox makes the effect exactly once."""
+
+    def __init__(self, route: str) -> None:
+        self._route = route
+
+    def enter(self, lease: Lease) -> frozenset[int]:
+        """See Target."""
+        with self._errors(TargetFailed):
+            try:
+                return self._lock_out(lease)
+            except InboxMissing:
+                inbox.create(ConnectionManager.get(self._route), lease)
+                return self._lock_out(lease)
+
+    def _lock_out(self, lease: Lease) -> frozenset[int]:
+        with detached_transaction(self._route) as tx:
+            applied = inbox.lock(tx, lease)
+            inbox.store(tx, lease)
+        return applied
+
+    def apply(self, lease: Lease, rows: Sequence[OutboxRow]) -> frozenset[int]:
+        """See Target."""
+        ids = frozenset(row.id for row in rows)
+        with self._errors(BatchRefused), target_transaction(self._route) as tx:
+            known = inbox.lock(tx, lease)
+            deliver(tx, self._route, rows, skip=known)
+            self._run_hooks(tx)
+            inbox.store(tx, lease, ids)
+            fault_point("relay.applied")
+        return known
+
+    def _run_hooks(self, tx: LocalTransaction) -> None:
+        """What was put off until the commit runs for all events together, so nobody knows whose it is."""
+        try:
+            tx.run_before_commit()
+        except CrosstieError:
+            raise
+        except Exception as error:
+            reason = f"{type(error).__module__}.{type(error).__qualname__} before the commit; see the log"
+            logger.warning("route %r: a hook before the commit failed", self._route, exc_info=error)
+            raise BatchRefused(f"route {self._route!r}: {reason}") from error
+
+    @contextmanager
+    def _errors(self, lasting: type[TargetFailed]) -> Iterator[None]:
+        """Say of an error that it is the target's; what the protocol itself reacts to passes as it is.
+
+        `lasting` is raised for an error that neither concerns the whole route nor passes by itself.
+        """
+        try:
+            yield
+        except (CommitInDoubt, LeaseLost, DeliveryFailed, TargetFailed):
+            raise
+        except CrosstieError as error:
+            whole_route = isinstance(error, DatabaseUnavailable | UnknownConnection | NoSuchTable)
+            # The other errors may quote values in the database's words.
+            quotable = whole_route or isinstance(error, DeadlockDetected | LockTimeout)
+            reason = str(error) if quotable else f"{type(error).__name__} ({error.code}); see the log"
+            failed = (TargetFailed if quotable else lasting)(f"route {self._route!r}: {reason}")
+            failed.whole_route = whole_route
+            if not quotable:
+                logger.warning("route %r: the target refused a batch", self._route, exc_info=error)
+            raise failed from error
