@@ -59,6 +59,12 @@ def test_a_model_of_another_database_is_out_of_a_subscribers_reach(page: ModuleT
     assert configured.first.rows("SELECT sku FROM orders") == [("A1",)]
 
 
+def test_an_event_survives_as_a_cloudevent(page: ModuleType) -> None:
+    """Fields and key alike."""
+    event = page.OrderPlaced(order_id=1, sku="A1")
+    assert page.there_and_back(event) == event
+
+
 def test_old_versions_pass_through_the_upcasters(page: ModuleType) -> None:
     """Both of the page's, or one of them."""
     for version, stored in ((1, '{"order_id":1}'), (2, '{"order_id":1,"reason":"unknown"}')):

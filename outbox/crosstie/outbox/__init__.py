@@ -1,6 +1,7 @@
 """An outbox in each database, and the relay that carries its events to the others."""
 
 from crosstie.outbox.backlog import RouteBacklog, pending
+from crosstie.outbox.cloudevent import cloudevent_json, from_cloudevent, to_cloudevent
 from crosstie.outbox.envelope import Envelope
 from crosstie.outbox.errors import OutboxError
 from crosstie.outbox.event import Event, EventBuffer
@@ -19,13 +20,16 @@ __all__ = [
     "ReferenceDeleted",
     "RouteBacklog",
     "SyncReport",
+    "cloudevent_json",
     "create_tables",
     "drain",
     "drop_tables",
+    "from_cloudevent",
     "has_tables",
     "pending",
     "publish",
     "subscriber",
     "sweep_lanes",
     "sync_routes",
+    "to_cloudevent",
 ]

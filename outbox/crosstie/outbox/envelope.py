@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from crosstie.outbox.errors import EventInvalid, EventTooNew, EventUnreadable
 from crosstie.outbox.event import Event, event_class
+from crosstie.outbox.trace_context import traced
 
 __all__ = ["Envelope"]
 
@@ -40,7 +41,7 @@ class Envelope:
             type=event.__event_type__,
             schema_version=event.__schema_version__,
             payload=event.model_dump_json(round_trip=True),
-            headers=event.event_headers,
+            headers=traced(event.event_headers),
         )
 
     @property

@@ -23,6 +23,7 @@ from crosstie.outbox.errors import NoOutboxChosen
 from crosstie.outbox.event import Event, EventBuffer
 from crosstie.outbox.insertion import insert_events
 from crosstie.outbox.tables import route
+from crosstie.outbox.trace_context import traced
 
 __all__ = ["enqueue", "publish", "publish_event"]
 
@@ -58,7 +59,7 @@ def publish_event(event: Event, database: str | None = None) -> None:
     unit = active_unit()
     buffer: object = unit
     if name is None and isinstance(buffer, EventBuffer):
-        buffer.buffer_event(event)
+        buffer.buffer_event(event.with_headers(traced(event.event_headers)))  # the trace of here, not of the saga's end
         return
     if name is None:
         name = _only_open_database(event)

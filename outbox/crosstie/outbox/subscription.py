@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from crosstie.outbox.envelope import Envelope
 from crosstie.outbox.errors import EventDefinitionError
 from crosstie.outbox.event import Event, require_complete_upcasters
+from crosstie.outbox.trace_context import trace_of
 
 __all__ = ["Subscription", "handlers", "subscribe_with", "subscriber", "subscriptions"]
 
@@ -31,11 +32,12 @@ class Subscription:
         return _name(self.function)
 
     def __call__(self, event: Event, envelope: Envelope) -> None:
-        """Hand the event to the function."""
-        if self.takes_envelope:
-            self.function(event, envelope)
-        else:
-            self.function(event)
+        """Hand the event to the function, in the trace of its publisher."""
+        with trace_of(envelope.headers):
+            if self.takes_envelope:
+                self.function(event, envelope)
+            else:
+                self.function(event)
 
 
 _subscriptions: dict[tuple[str, str], dict[str, Subscription]] = {}
