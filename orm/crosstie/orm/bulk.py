@@ -9,6 +9,7 @@ import sqlalchemy as sa
 
 from crosstie.orm.departure import Where, depart, together
 from crosstie.orm.errors import InvalidQuery
+from crosstie.orm.filling import fill_rows
 from crosstie.orm.mapping import TableMapping
 from crosstie.orm.referrer import referrers
 from crosstie.orm.watch import watchers_of
@@ -22,7 +23,7 @@ def update_rows(mapping: TableMapping, where: Where, values: Mapping[str, Any]) 
     if not values:
         raise InvalidQuery("update_all() expected at least one field to set.")
     row: dict[str, Any] = {}
-    for name, value in values.items():
+    for name, value in fill_rows(mapping, values).items():
         field = mapping.field(name)
         if field in mapping.key:
             raise InvalidQuery(f"update_all() cannot set {field.column!s}: the key of a row does not change.")

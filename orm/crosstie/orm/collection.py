@@ -15,6 +15,7 @@ from crosstie.orm import persistence
 from crosstie.orm import state as record_state
 from crosstie.orm.condition import Membership
 from crosstie.orm.errors import DuplicateKey, InvalidQuery, StaleRecord
+from crosstie.orm.filling import fill
 from crosstie.orm.mapping import TableMapping, mapping_of
 from crosstie.orm.origin import mark_origin, require_origin
 from crosstie.orm.parentage import require_parents
@@ -111,7 +112,8 @@ def _insert(mapping: TableMapping, records: Sequence[ActiveRecord], write: Write
         for record in records:  # nobody else could tell which row got which number
             persistence.insert(record, mapping)
         return
-    made = [persistence.new_row(record, mapping, without=generated) for record in records]
+    copies = zip(records, fill(mapping, records), strict=True)
+    made = [persistence.new_row(record, mapping, without=generated, copied=copied) for record, copied in copies]
     rows, filled = [row for row, _ in made], [stamps for _, stamps in made]
     statement = sa.insert(mapping.table)
     if generated is not None:
@@ -164,7 +166,8 @@ def update_changed(mapping: TableMapping, records: list[M]) -> int:
 def _update(mapping: TableMapping, records: Sequence[ActiveRecord], write: Write) -> None:
     connection, _, tx = write
     assert tx is not None
-    changes = [persistence.Change(record, mapping) for record in records]
+    copies = zip(records, fill(mapping, records, changed=record_state.changes(records[0])), strict=True)
+    changes = [persistence.Change(record, mapping, copied=copied) for record, copied in copies]
     columns = list(changes[0].row)
     statement = persistence.update_statement(mapping, columns).statement
     where = sa.or_(*(persistence.row_condition(record, mapping) for record in records))

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import date, datetime, time
 from decimal import Decimal
-from typing import Any, Final, Literal, NamedTuple, Union, get_args, get_origin
+from typing import Any, Final, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -26,7 +26,7 @@ from sqlalchemy.types import TypeEngine
 from crosstie.orm import sql_types
 from crosstie.orm.errors import ModelDefinitionError
 
-__all__ = ["INT64", "TEXT_LENGTH", "Check", "Column", "FieldType", "field_type", "markers"]
+__all__ = ["INT64", "TEXT_LENGTH", "Check", "Column", "FieldType", "annotated", "field_type", "markers"]
 
 TEXT_LENGTH: Final = 255
 """Characters that a `str` field may have where its model says nothing about it."""
@@ -34,6 +34,7 @@ DECIMAL_DIGITS: Final = 38
 DECIMAL_PLACES: Final = 10
 INT64: Final = range(-(2**63), 2**63)
 
+_M = TypeVar("_M")
 Check = Callable[[Any], str | None]
 """Says what is wrong with a value that is about to be written, or None."""
 
@@ -281,5 +282,10 @@ def _decimal_check(digits: int, places: int) -> Check:
 
 
 def markers(info: FieldInfo) -> Iterable[Column]:
-    """The column markers among a field's annotations, wherever they stand."""
-    return (item for item in _unwrap(info.annotation, info.metadata).annotated if isinstance(item, Column))
+    """The column markers among a field's annotations."""
+    return annotated(info, Column)
+
+
+def annotated(info: FieldInfo, kind: type[_M]) -> Iterable[_M]:
+    """What of this kind is among a field's annotations, wherever it stands."""
+    return (item for item in _unwrap(info.annotation, info.metadata).annotated if isinstance(item, kind))

@@ -52,6 +52,9 @@ FAULT_POINTS: Final[frozenset[str]] = frozenset(
         "cache.forgetting",
         # a subscriber that deletes or nulls the children of deleted parents
         "reference.released",
+        # a subscriber that aligns copies with their originals
+        "copies.locked",
+        "copies.aligned",
     }
 )
 """Every name that the code reaches; arming another is an error, and a test holds the code to this list."""

@@ -11,12 +11,14 @@ from pydantic import BaseModel, Field
 
 from crosstie.orm.column import Column
 from crosstie.orm.declaration import table_name_of
+from crosstie.orm.denormalized import Denormalized
 from crosstie.orm.errors import ModelDefinitionError
 from crosstie.orm.soft_delete import SoftDeleteMixin
 
 __all__ = [
     "Column",
     "CompositePKMixin",
+    "Denormalized",
     "IntegerPKMixin",
     "OptimisticLockMixin",
     "SoftDeleteMixin",

@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 from crosstie.orm.column import INT64, Check, Column, FieldType, field_type, markers
 from crosstie.orm.configuration import nearest
 from crosstie.orm.declaration import connection_of, key_names, relations_of, table_name_of
+from crosstie.orm.denormalized import denormalized_paths
 from crosstie.orm.errors import InvalidQuery, ModelDefinitionError
 from crosstie.orm.placement import resolve
 
@@ -158,6 +159,7 @@ class TableMapping:
         self.lock = self._named(model.__lock_version__)
         self.soft_delete = self._named(model.__soft_delete__)
         self.mutable = tuple(name for name, field in self.fields.items() if field.mutable)
+        self.copied = denormalized_paths(model)
         self.columns = Columns(self)
         self.statements: dict[Any, Any] = {}
         self.loaders: dict[Any, Any] = {}

@@ -54,7 +54,7 @@ class Page(Generic[T]):
         return len(self.records)
 
 
-class _After(Condition):
+class After(Condition):
     """Rows whose key comes after this one, in the order of the key."""
 
     def __init__(self, key: Sequence[MappedField], values: Sequence[Any]) -> None:
@@ -82,7 +82,7 @@ def batches(query: Query[M], size: int, limit: int | None) -> Iterator[list[M]]:
         found = position.limit(wanted).all()
         if found:
             # Taken before the caller sees the records, and may change them.
-            position = ordered.meeting(_After(key, [found[-1].__dict__[field.name] for field in key]))
+            position = ordered.meeting(After(key, [found[-1].__dict__[field.name] for field in key]))
             yield found
         if len(found) < wanted:
             return

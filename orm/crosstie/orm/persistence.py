@@ -16,6 +16,7 @@ from crosstie.orm import state as record_state
 from crosstie.orm.database import Database
 from crosstie.orm.departure import depart, together
 from crosstie.orm.errors import InvalidQuery, RecordInvalid, StaleRecord
+from crosstie.orm.filling import fill, refuse_copies
 from crosstie.orm.mapping import MappedField, TableMapping
 from crosstie.orm.origin import mark_origin
 from crosstie.orm.parentage import require_parents
@@ -81,11 +82,20 @@ def _insert_statement(mapping: TableMapping, row: Mapping[str, Any], shape: str,
 
 
 def new_row(
-    record: ActiveRecord, mapping: TableMapping, *, without: MappedField | None
+    record: ActiveRecord,
+    mapping: TableMapping,
+    *,
+    without: MappedField | None,
+    copied: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The row of a new record by column, and the fields that are filled in for it. Raises RecordInvalid."""
+    """The row of a new record by column, and the fields that are filled in for it. Raises RecordInvalid.
+
+    `copied` are its copies where they are known already.
+    """
     model, held = mapping.model, record.__dict__
     filled = {name: model.current_time() for name in model.__stamped_on_insert__ if held.get(name) is None}
+    if mapping.copied:
+        filled |= fill(mapping, [record])[0] if copied is None else copied
     return _row(record, (field for field in mapping.fields.values() if field is not without), filled), filled
 
 
@@ -114,16 +124,20 @@ def update(record: ActiveRecord, mapping: TableMapping) -> None:
 class Change:
     """What has changed in a record since it was loaded, on its way into the row.
 
-    `row` has the new values by column. Raises RecordInvalid.
+    `row` has the new values by column; `copied` are its copies where they are known already. Raises RecordInvalid.
     """
 
-    def __init__(self, record: ActiveRecord, mapping: TableMapping) -> None:
+    def __init__(
+        self, record: ActiveRecord, mapping: TableMapping, *, copied: Mapping[str, Any] | None = None
+    ) -> None:
         self._record, self._mapping = record, mapping
         old = record_state.changes(record)
         _require_same_key(record, mapping, old)
         held, model = record.__dict__, mapping.model
         stamps = {name: model.current_time() for name in model.__stamped_on_update__ if name not in old}
         self._stamps = stamps | next_version(record, mapping)
+        if mapping.copied:
+            self._stamps |= fill(mapping, [record], changed=old)[0] if copied is None else copied
         self._old = {name: held[name] for name in self._stamps} | old
         written = (field for field in mapping.fields.values() if field.name in self._old)
         self.row = _row(record, written, self._stamps)
@@ -158,6 +172,7 @@ def write_fields(record: ActiveRecord, mapping: TableMapping, values: Mapping[st
 
     Raises StaleRecord where the row has vanished, RecordInvalid.
     """
+    refuse_copies(mapping, values)
     held = record.__dict__
     state = record_state.state_of(record) or record_state.LOADED
     new: dict[str, Any] = {**values, **next_version(record, mapping)}
@@ -250,6 +265,7 @@ def increment(record: ActiveRecord, mapping: TableMapping, deltas: Mapping[str, 
     The record then has the row's values where the dialect returns them, else its own values plus the deltas.
     Raises StaleRecord, InvalidQuery, RecordInvalid.
     """
+    refuse_copies(mapping, deltas)
     fields = [mapping.field(name) for name in deltas]
     added = {field.name: _delta(record, field, deltas[field.name]) for field in fields}
     held = record.__dict__

@@ -15,7 +15,9 @@ from sqlalchemy.dialects import mysql, postgresql, sqlite
 from crosstie.orm import persistence
 from crosstie.orm import state as record_state
 from crosstie.orm.collection import atomic
+from crosstie.orm.copies import copies_in
 from crosstie.orm.errors import DuplicateKey, InvalidQuery, RecordInvalid
+from crosstie.orm.filling import refuse_copies
 from crosstie.orm.mapping import MappedField, TableMapping
 from crosstie.orm.origin import mark_origin
 from crosstie.orm.parentage import require_parents
@@ -79,14 +81,18 @@ def _written(mapping: TableMapping, found_by: Sequence[MappedField], update: Seq
     model = mapping.model
     kept = {field.name for field in (*mapping.key, *found_by)}
     if update is None:
-        stamped = set(model.__stamped_on_insert__) - set(model.__stamped_on_update__)
-        names = [name for name in mapping.fields if name not in kept | stamped]
+        left_out = set(model.__stamped_on_insert__) - set(model.__stamped_on_update__) | set(mapping.copied)
+        names = [name for name in mapping.fields if name not in kept | left_out]
     else:
+        refuse_copies(mapping, update)
         names = [mapping.field(name).name for name in update]
         unfit = next((name for name in names if name in kept), None)
         if unfit is not None:
             raise InvalidQuery(f"upsert() cannot update {unfit!r}: the row is found or known by it.")
         names += [name for name in model.__stamped_on_update__ if names and name not in names]
+    if mapping.copied:
+        moved = (group for group in copies_in(mapping) if group.link.near.name in names)
+        names += [copy.field.name for group in moved for copy in group.copies]
     return [mapping.fields[name] for name in names if mapping.fields[name] is not mapping.lock]
 
 

@@ -2,6 +2,7 @@
 
 from crosstie.outbox.backlog import RouteBacklog, pending
 from crosstie.outbox.cloudevent import cloudevent_json, from_cloudevent, to_cloudevent
+from crosstie.outbox.copies import CopiesDue, OriginalsWritten
 from crosstie.outbox.envelope import Envelope
 from crosstie.outbox.errors import OutboxError
 from crosstie.outbox.event import Event, EventBuffer
@@ -13,9 +14,11 @@ from crosstie.outbox.sweep import drain, sweep_lanes
 from crosstie.outbox.tables import create_tables, drop_tables, has_tables
 
 __all__ = [
+    "CopiesDue",
     "Envelope",
     "Event",
     "EventBuffer",
+    "OriginalsWritten",
     "OutboxError",
     "ReferenceDeleted",
     "RouteBacklog",

@@ -9,6 +9,7 @@ from crosstie.orm.errors import CrosstieError
 __all__ = [
     "CacheUnrouted",
     "BatchRefused",
+    "CopyUnrouted",
     "CodeMissing",
     "DeliveryFailed",
     "EventDefinitionError",
@@ -67,6 +68,12 @@ class CacheUnrouted(OutboxError):
     """A write changes cached rows, and no subscription is stored that would take word of it to the cache."""
 
     code = "outbox.cache-unrouted"
+
+
+class CopyUnrouted(OutboxError):
+    """A write concerns copies of columns, and no subscription is stored by which they would be kept right."""
+
+    code = "outbox.copy-unrouted"
 
 
 class EventUnreadable(OutboxError):

@@ -8,14 +8,9 @@ outbox to itself. All of it is idempotent: what is gone is not deleted again.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import date, datetime, time
-from decimal import Decimal
 from typing import Any, Final, cast
-from uuid import UUID
 
 import sqlalchemy as sa
-from pydantic import TypeAdapter
-from pydantic_core import to_jsonable_python
 
 from crosstie.orm.condition import Membership
 from crosstie.orm.connection import ConnectionManager
@@ -26,6 +21,7 @@ from crosstie.orm.referrer import acting_references, carry_with
 from crosstie.orm.release import release
 from crosstie.orm.transaction import LocalTransaction, current, statement_connection
 from crosstie.outbox.errors import EventUnreadable, ReferenceUnrouted
+from crosstie.outbox.key_json import from_json, to_json
 from crosstie.outbox.event import Event, known_class
 from crosstie.outbox.publish import enqueue
 from crosstie.outbox.subscription import subscribe_with, subscriber
@@ -39,9 +35,6 @@ ROWS_PER_TRANSACTION: Final = 1_000
 
 _SPENT: Final = "outbox.reference.spent"
 _LEFT: Final = "outbox.reference.left"
-_PLAIN: Final[dict[type, TypeAdapter[Any]]] = {
-    kind: TypeAdapter(kind) for kind in (int, str, bool, float, UUID, Decimal, datetime, date, time)
-}
 
 
 class ReferenceDeleted(Event):
@@ -72,7 +65,7 @@ def deleted_event(source: str, target: str) -> type[ReferenceDeleted]:
 
 def _carry(tx: LocalTransaction, reference: Reference, values: Sequence[Any]) -> None:
     """Write the word of deleted parents into their own database's outbox. Raises ReferenceUnrouted."""
-    _tell(tx, reference, [_to_json(value) for value in values])
+    _tell(tx, reference, [to_json(value) for value in values])
 
 
 def _tell(tx: LocalTransaction, reference: Reference, keys: Sequence[Any]) -> None:
@@ -115,7 +108,7 @@ def receive(event: ReferenceDeleted) -> None:
     released = 0
     if limit > 0:
         field = _child_field(reference)
-        released = release(reference, [_from_json(field, key) for key in keys], limit=limit)
+        released = release(reference, [from_json(field, key) for key in keys], limit=limit)
         spent.append(released)
         fault_point("reference.released")
     if released >= limit:
@@ -143,10 +136,10 @@ def _without_parent(reference: Reference, keys: Sequence[Any]) -> list[Any]:
     parent = mapping_of(reference.parent_model)
     field = parent.field_of_column[reference.parent_column.name]
     # Alike, whoever wrote them: a trigger writes a UUID as the database stores it.
-    sought = {_to_json(value): value for value in (_from_json(field, key) for key in keys)}
+    sought = {to_json(value): value for value in (from_json(field, key) for key in keys)}
     clause = Membership(field, list(sought.values())).clause(ConnectionManager.get(parent.connection))
     with statement_connection(parent.connection, write=False) as connection:
-        alive = {_to_json(value) for value in connection.execute(sa.select(field.column).where(clause)).scalars()}
+        alive = {to_json(value) for value in connection.execute(sa.select(field.column).where(clause)).scalars()}
     return [key for key in sought if key not in alive]
 
 
@@ -162,18 +155,6 @@ def _declared(name: str) -> Reference:
             "on_delete. Import the module that does: workers import what the setting `imports` names."
         )
     return found
-
-
-def _to_json(value: Any) -> Any:
-    return to_jsonable_python(value, bytes_mode="hex")
-
-
-def _from_json(field: MappedField, key: Any) -> Any:
-    if field.family is bytes:
-        return bytes.fromhex(key)
-    adapter = None if field.family is None else _PLAIN.get(field.family)
-    # Not by the field's own rules, which a key that the database holds already need not meet.
-    return field.coerce(key) if adapter is None else adapter.validate_python(key)
 
 
 def _subscribe_declared() -> None:

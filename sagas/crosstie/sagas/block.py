@@ -187,7 +187,7 @@ class SagaBlock:
             enqueue(tx, self._events)
         else:
             tx.ledger("outbox.saga_id")[:] = [self.saga_id]
-            if tx.ledger("outbox.events"):
+            if tx.ledger("before_commit"):  # a hook may publish, or is the one that writes what was published
                 undo_log(tx).append({"op": "events"})
         with tx.mapped_errors():
             tx.run_before_commit()

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -18,7 +20,10 @@ from crosstie.orm.connection import ConnectionManager
 from crosstie.orm.errors import CommitInDoubt, CrosstieError, DuplicateKey
 from crosstie.orm.faults import fault_point
 from crosstie.orm.transaction import LocalTransaction, detached_transaction
+from crosstie.outbox.copy_event import undone
 from crosstie.outbox.invalidation import tell_of_undo
+from crosstie.outbox.key_json import to_json
+from crosstie.outbox.publish import enqueue
 from crosstie.outbox.tables import outbox
 from crosstie.sagas import image, record
 from crosstie.sagas.errors import SagaRecordConflict, UndoConflict
@@ -181,10 +186,22 @@ def _undo_or_refuse(header: SagaHeader, branch: str) -> str | None:
             if len(entries) and entries[-1]["op"] == "events":
                 # There is no index for this; only a branch that published events pays for the search.
                 tx.connection.execute(sa.delete(outbox).where(outbox.c.saga_id == header.saga_id))
+            _tell_of_copies(tx, writes)
             record.move(tx.connection, header.saga_id, branch, "applied", "undone")
             tx.mark_written()
             fault_point("recovery.branch-undone")
     return None
+
+
+def _tell_of_copies(tx: LocalTransaction, entries: Iterable[Mapping[str, Any]]) -> None:
+    """Have copies in and of these rows aligned: since the branch's commit, somebody may have copied what it wrote."""
+    keys: dict[str, dict[tuple[Any, ...], None]] = {}
+    for entry in entries:
+        if entry["op"] in {"update", "delete", "increment"}:
+            key = tuple(to_json(image.decode(value)) for value in entry["key"].values())
+            keys.setdefault(entry["table"], {})[key] = None
+    for table, rows in keys.items():
+        enqueue(tx, undone(tx, table, list(rows)))
 
 
 def _quarantine(header: SagaHeader, branch: str, conflict: UndoConflict) -> None:
