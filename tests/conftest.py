@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
+from weakref import WeakKeyDictionary
 
 import pytest
 
@@ -165,8 +166,11 @@ def rabbitmq_url() -> str:
 @pytest.fixture
 def own_registries(monkeypatch: pytest.MonkeyPatch) -> None:
     """Start without subscribers and doorbells, and forget at the end which event classes the test has defined."""
-    from crosstie.outbox import doorbell, event, subscription
+    from crosstie.orm.registry import registry
+    from crosstie.outbox import change_event, doorbell, event, subscription
 
     monkeypatch.setattr(subscription, "_subscriptions", {})
     monkeypatch.setattr(doorbell, "_listeners", [])
     monkeypatch.setattr(event, "_classes", dict(event._classes))
+    monkeypatch.setattr(change_event, "_publishers", WeakKeyDictionary())
+    registry.generation += 1  # models are watched by the publishers of this test

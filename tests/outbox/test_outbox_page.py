@@ -59,6 +59,20 @@ def test_a_model_of_another_database_is_out_of_a_subscribers_reach(page: ModuleT
     assert configured.first.rows("SELECT sku FROM orders") == [("A1",)]
 
 
+def test_changes_of_rows_are_labelled(page: ModuleType, configured: Pair) -> None:
+    """A new customer and a renamed one; a new password is nobody's business."""
+    page.Customer.create_table()
+    page.Label.create_table()
+    customer = page.Customer(name="Ada").save()
+    customer.update(name="Grace")
+    customer.update(password_hash="x")
+    assert page.deliver() == 2
+    assert configured.second.rows("SELECT text FROM labels ORDER BY id") == [
+        (f"{customer.id}: Ada",),
+        (f"{customer.id}: Grace (was Ada)",),
+    ]
+
+
 def test_an_event_survives_as_a_cloudevent(page: ModuleType) -> None:
     """Fields and key alike."""
     event = page.OrderPlaced(order_id=1, sku="A1")

@@ -64,6 +64,9 @@ class ActiveRecord(BaseModel):
     __lock_version__: ClassVar[str | None] = None
     __soft_delete__: ClassVar[str | None] = None
     __strict_loading__: ClassVar[Strictness | None] = None
+    __publish__: ClassVar[bool | tuple[str, ...]] = False
+    __publish_except__: ClassVar[tuple[str, ...]] = ()
+    __publish_as__: ClassVar[str | None] = None
 
     __table__: ClassVar[_TableOf] = _TableOf()
     c: ClassVar[_ColumnsOf] = _ColumnsOf()

@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple, Protocol
 import sqlalchemy as sa
 
 from crosstie.orm.departure import Departure
+from crosstie.orm.errors import ModelDefinitionError
 from crosstie.orm.mapping import TableMapping
 from crosstie.orm.recorder import WriteRecorder
 from crosstie.orm.registry import registry
@@ -51,18 +52,29 @@ class Watcher(Protocol):
 
 
 _finders: list[Callable[[TableMapping], Watcher | None]] = []
+_served: set[str] = set()
 
 
-def watch_with(find: Callable[[TableMapping], Watcher | None]) -> None:
-    """Ask `find` for a watcher of each model, again whenever models have been defined."""
+def watch_with(find: Callable[[TableMapping], Watcher | None], *, declared_by: str | None = None) -> None:
+    """Ask `find` for a watcher of each model, again whenever models have been defined.
+
+    `declared_by` is the attribute by which models ask for it.
+    """
     _finders.append(find)
+    if declared_by is not None:
+        _served.add(declared_by)
     registry.generation += 1
 
 
 def watchers_of(mapping: TableMapping) -> tuple[Watcher, ...]:
-    """Who watches the model."""
+    """Who watches the model. Raises ModelDefinitionError where it asks for a watcher that is not loaded."""
     generation, found = mapping.watchers
     if generation != registry.generation:
+        if mapping.model.__publish__ and "__publish__" not in _served:
+            raise ModelDefinitionError(
+                f"{mapping.model.__qualname__} is declared with __publish__, and what publishes is not loaded: import "
+                "crosstie.outbox where the models are defined."
+            )
         generation = registry.generation
         found = tuple(watcher for find in _finders if (watcher := find(mapping)) is not None)
         mapping.watchers = generation, found

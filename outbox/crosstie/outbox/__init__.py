@@ -1,6 +1,7 @@
 """An outbox in each database, and the relay that carries its events to the others."""
 
 from crosstie.outbox.backlog import RouteBacklog, pending
+from crosstie.outbox.change_event import ChangeEvents, RowEvent, changes
 from crosstie.outbox.cloudevent import cloudevent_json, from_cloudevent, to_cloudevent
 from crosstie.outbox.copies import CopiesDue, OriginalsWritten
 from crosstie.outbox.envelope import Envelope
@@ -14,6 +15,7 @@ from crosstie.outbox.sweep import drain, sweep_lanes
 from crosstie.outbox.tables import create_tables, drop_tables, has_tables
 
 __all__ = [
+    "ChangeEvents",
     "CopiesDue",
     "Envelope",
     "Event",
@@ -22,7 +24,9 @@ __all__ = [
     "OutboxError",
     "ReferenceDeleted",
     "RouteBacklog",
+    "RowEvent",
     "SyncReport",
+    "changes",
     "cloudevent_json",
     "create_tables",
     "drain",
