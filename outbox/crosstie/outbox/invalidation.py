@@ -8,7 +8,7 @@ either, so the target keeps no record of what it has taken.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from typing import Any, Final
 from uuid import uuid4
@@ -29,7 +29,6 @@ from crosstie.outbox.lane import Lease
 __all__ = ["ROUTE", "CacheTarget", "tell_of_undo", "wanted_types"]
 
 ROUTE: Final = "crosstie.cache"
-KEYS_PER_EVENT: Final = 500
 
 _TYPE: Final = "crosstie.cache.changed"
 _HEADERS: Final[dict[str, str]] = {}
@@ -86,25 +85,14 @@ def _carry(tx: LocalTransaction, changed: Changed) -> None:
 
 
 def _insert(tx: LocalTransaction, table: str, keys: TableKeys) -> bool:
-    """Write events of one table; whether anybody has subscribed to them."""
-    envelopes = [
-        Envelope(uid := str(uuid4()), uid, _type(table), 1, _payload(tx.database.name, table, some), _HEADERS)
-        for some in _portions(keys)
-    ]
+    """Write the event of one table; whether anybody has subscribed to it."""
+    uid = str(uuid4())
+    event = Envelope(uid, uid, _type(table), 1, _payload(tx.database.name, table, keys), _HEADERS)
     with tx.mapped_errors(), tx.internal():
-        routes = insert_events(tx.connection, envelopes, want_routes=True)
+        routes = insert_events(tx.connection, [event], want_routes=True)
     if ROUTE in routes and doorbell.is_heard():
         tx.after_commit(partial(doorbell.ring, tx.database.name, ROUTE))
     return ROUTE in routes
-
-
-def _portions(keys: TableKeys) -> Iterator[TableKeys]:
-    if keys is None:
-        yield None
-        return
-    for column, texts in keys.items():
-        for start in range(0, len(texts), KEYS_PER_EVENT):
-            yield {column: texts[start : start + KEYS_PER_EVENT]}
 
 
 def _payload(database: str, table: str, keys: TableKeys) -> str:

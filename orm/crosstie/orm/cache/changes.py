@@ -29,6 +29,9 @@ __all__ = ["ChangeCarrier", "Changed", "carry_changes_with", "forget", "forget_a
 Changed = Mapping[str, TableKeys]
 """Which rows have changed, by table."""
 
+NAMED_KEYS: Final = 500
+"""Where a transaction changes more rows of a table, all of the table's are forgotten, and the event stays small."""
+
 _CHANGED: Final = "orm.cache.changed"
 
 
@@ -132,10 +135,13 @@ def _merged(noted: Sequence[tuple[str, TableKeys]]) -> Changed:
             continue
         for column, texts in keys.items():
             known.setdefault(column, {}).update(dict.fromkeys(texts))
-    return {
-        table: None if columns is None else {column: list(texts) for column, texts in columns.items()}
-        for table, columns in merged.items()
-    }
+    return {table: _named(columns) for table, columns in merged.items()}
+
+
+def _named(columns: Mapping[str, Collection[str]] | None) -> TableKeys:
+    if columns is None or any(len(texts) > NAMED_KEYS for texts in columns.values()):
+        return None
+    return {column: list(texts) for column, texts in columns.items()}
 
 
 def _watcher(mapping: TableMapping) -> _Watcher | None:

@@ -38,15 +38,19 @@ if not generation then
   generation = ARGV[2]
   redis.call('SET', KEYS[1], generation, 'PX', ARGV[4])
 end
+local function has(text)
+  return text and string.sub(text, 1, #generation) == generation
+end
 local answer = {generation}
 for i = 2, #KEYS, 2 do
   local row = redis.call('HGET', KEYS[i], ARGV[1])
-  if row and string.sub(row, 1, #generation) == generation then
+  if has(row) then
     answer[#answer + 1] = string.sub(row, #generation + 1)
-  elseif ARGV[3] ~= '0' and redis.call('SET', KEYS[i + 1], ARGV[2], 'NX', 'PX', ARGV[3]) then
-    answer[#answer + 1] = 1
-  else
+  elseif ARGV[3] == '0' or has(redis.call('GET', KEYS[i + 1])) then
     answer[#answer + 1] = 0
+  else
+    redis.call('SET', KEYS[i + 1], generation .. ARGV[2], 'PX', ARGV[3])
+    answer[#answer + 1] = 1
   end
 end
 return answer
@@ -58,7 +62,7 @@ end
 redis.call('PEXPIRE', KEYS[1], ARGV[5])
 local ttl, filled = tonumber(ARGV[4]), 0
 for i = 2, #KEYS, 2 do
-  if redis.call('GET', KEYS[i + 1]) == ARGV[2] then
+  if redis.call('GET', KEYS[i + 1]) == ARGV[3] .. ARGV[2] then
     redis.call('DEL', KEYS[i + 1])
     redis.call('HSET', KEYS[i], ARGV[1], ARGV[3] .. ARGV[5 + i / 2])
     local left = redis.call('PTTL', KEYS[i])
