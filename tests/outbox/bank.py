@@ -5,6 +5,7 @@ Child processes import it as `outbox.bank` too.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable
 from typing import Final
 
@@ -19,11 +20,14 @@ from crosstie.outbox.subscription import subscriptions
 __all__ = [
     "Heard",
     "Moved",
+    "Poison",
     "arrivals",
     "create_accounts",
     "create_received",
     "drain_all",
     "open_bank",
+    "parked",
+    "poisoned_by",
     "ready_now",
     "record",
     "stored",
@@ -128,9 +132,31 @@ def stored(database: TestDatabase) -> int:
     return int(database.scalar("SELECT count(*) FROM crosstie_outbox"))
 
 
+def parked(database: TestDatabase) -> list[tuple[int, str, int, str]]:
+    """Id, state, attempts and error of each parked event, in the order of their ids."""
+    rows = database.rows("SELECT id, state, attempts, error FROM crosstie_parked ORDER BY id")
+    return [(int(number), str(state), int(attempts), str(error)) for number, state, attempts, error in rows]
+
+
+class Poison(Exception):
+    """Raised by subscribers that fail."""
+
+
+def poisoned_by(*numbers: int, cured: threading.Event | None = None) -> Callable[[Moved], None]:
+    """A subscriber that fails for these movements, after having written something, until it is cured."""
+
+    def receive(event: Moved) -> None:
+        record(event)
+        if event.number in numbers and not (cured and cured.is_set()):
+            raise Poison(f"secret of {event.account}")
+
+    return receive
+
+
 def ready_now(database: TestDatabase) -> None:
-    """Let every lane be tried again at once: as if leases had run out and back-offs had passed."""
+    """Let every lane and key be tried again at once: as if leases had run out and back-offs had passed."""
     database.execute("UPDATE crosstie_lane SET lease_until_ms = 0, ready_at_ms = 0")
+    database.execute("UPDATE crosstie_parked SET next_at_ms = 0")
 
 
 def drain_all(source: str = "default", owner: str = "test") -> int:

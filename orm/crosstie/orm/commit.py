@@ -60,6 +60,9 @@ def commit_verified(database: Database, connection: sa.Connection, root: sa.Tran
                 tag = cursor.statusmessage
         root.commit()  # after the COMMIT above this sends nothing
     except Exception as error:
+        if database.kind == "sqlite" and raw.in_transaction:  # type: ignore[union-attr]
+            # A COMMIT that SQLite refuses leaves the transaction open, and SQLAlchemy takes it for ended.
+            raw.rollback()  # type: ignore[union-attr]
         failure = classify(error)
         if failure is None:
             if not isinstance(error, OSError):

@@ -235,8 +235,8 @@ class _Drain:
             if done.refused:
                 self._pace.refused(len(done.applied))
             with self._acknowledging(progress=bool(done.applied)) as connection:
-                parking.note(connection, self._lease, self._blame(done))
                 parking.remove(connection, self._lease, [row.id for row in done.applied])
+                parking.note(connection, self._lease, self._blame(done))
                 fault_point("relay.unparked")
             if done.failure is not None and done.bad is None:
                 raise done.failure
