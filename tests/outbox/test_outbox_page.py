@@ -43,7 +43,7 @@ def test_an_order_by_plain_sql_is_shipped_too(page: ModuleType, configured: Pair
 
 
 def test_a_model_of_another_database_is_out_of_a_subscribers_reach(page: ModuleType, configured: Pair) -> None:
-    """A model may be read there, and not saved; the lane says so."""
+    """A model may be read there, and not saved; the parked event says so."""
 
     @subscriber(page.OrderPlaced, database="secondary")
     def mark(event: page.OrderPlaced) -> None:  # type: ignore[name-defined]
@@ -54,6 +54,7 @@ def test_a_model_of_another_database_is_out_of_a_subscribers_reach(page: ModuleT
     page.place("A1")
     assert page.deliver() == 0
     (backlog,) = (one for one in pending("default") if one.route == "secondary")
+    assert backlog.parked == 1
     assert "a subscriber of database 'secondary' wrote to 'default'" in str(backlog.last_error)
     assert configured.second.rows("SELECT * FROM shipments") == []
     assert configured.first.rows("SELECT sku FROM orders") == [("A1",)]
