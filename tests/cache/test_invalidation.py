@@ -1,21 +1,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import pytest
 import sqlalchemy as sa
 
 from bench.databases import Pair
 from bench.faults import crash_at, crash_env
+from bench.guard import configured_databases
 from bench.processes import Spawner
 from bench.waiting import eventually
 from cache.blog import cached_name, carry, events, person
-from crosstie.orm import ConnectionManager, transaction
+from crosstie.orm import ActiveRecord, ConnectionManager, transaction
 from crosstie.orm.cache import changes, forget
+from crosstie.orm.denormalized import Denormalized
 from crosstie.orm.errors import InvalidQuery, ModelDefinitionError
 from crosstie.orm.faults import FaultInjected
+from crosstie.orm.field import IntegerPKMixin
 from crosstie.orm.registry import registry
+from crosstie.orm.relation import BelongsTo
 from crosstie.outbox import pending, sync_routes
 from crosstie.outbox.errors import CacheUnrouted
 from crosstie.sagas import saga, sweep_sagas
@@ -173,6 +177,52 @@ def test_a_change_of_very_many_rows_forgets_the_table(
     blog.Author.find_all().update_all(name="Bob")
     assert '"keys":null' in crash_pair.first.scalar("SELECT payload FROM crosstie_outbox")
     assert cached_name(blog, author) == "Bob"
+
+
+def test_copies_in_a_cached_row_are_kept_right_there_too(crash_pair: Pair, prefix: str) -> None:
+    """What aligns a copied column tells of it like any other write."""
+
+    class City(IntegerPKMixin, ActiveRecord):
+        __table_name__ = "cities"
+        __connection__ = "default"
+
+        id: int | None = None
+        name: str
+
+    class Person(IntegerPKMixin, ActiveRecord):
+        __table_name__ = "people"
+        __connection__ = "default"
+
+        id: int | None = None
+        city_id: int
+        city_name: Annotated[str | None, Denormalized("city.name")] = None
+
+        city: ClassVar[BelongsTo[City]] = BelongsTo(foreign_key="city_id")
+
+    class Note(IntegerPKMixin, ActiveRecord):
+        __table_name__ = "notes"
+        __connection__ = "secondary"
+
+        id: int | None = None
+        person_id: int
+
+        person: ClassVar[BelongsTo[Person]] = BelongsTo(foreign_key="person_id", cache=True)
+
+    def found() -> str | None:
+        person = Note.find(1).person()
+        return person and person.city_name
+
+    with configured_databases(crash_pair):
+        for model in (City, Person, Note):
+            model.create_table()
+        sync_routes()
+        city = City(name="Rome").save()
+        Person(city_id=city.id or 0).save()
+        Note(person_id=1).save()
+        assert found() == "Rome"
+        city.update(name="Roma")
+        carry()
+        assert found() == "Roma"
 
 
 def _leave_branch_committed(blog: Any, author: Any) -> None:
