@@ -14,7 +14,8 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from bench.databases import Pair
+from bench.databases import Pair, TestDatabase
+from bench.waiting import eventually
 from crosstie.orm import ActiveRecord
 from crosstie.orm.column import Column
 from crosstie.orm.denormalized import Denormalized
@@ -22,7 +23,7 @@ from crosstie.orm.field import IntegerPKMixin, OptimisticLockMixin, TimestampMix
 from crosstie.orm.relation import BelongsTo
 from crosstie.outbox import sweep_lanes, sync_routes
 
-__all__ = ["Rank", "copied", "define", "differing", "open_forum", "propagate"]
+__all__ = ["Rank", "copied", "define", "differing", "open_forum", "propagate", "settle", "stored"]
 
 
 class Rank(enum.Enum):
@@ -92,6 +93,22 @@ def propagate(sources: Iterable[str] = ("default", "secondary")) -> int:
     while found := sum(sweep_lanes(source, owner="test") for source in sources):
         applied += found
     return applied
+
+
+def stored(databases: Iterable[TestDatabase]) -> int:
+    """How many events wait."""
+    return sum(int(one.scalar("SELECT count(*) FROM crosstie_outbox")) for one in databases)
+
+
+def settle(databases: Iterable[TestDatabase], *, within_s: float = 30) -> None:
+    """Sweep until no event is left, which takes a moment where a lane waits for something."""
+    databases = list(databases)
+
+    def settled() -> bool:
+        propagate()
+        return stored(databases) == 0
+
+    eventually(settled, within_s=within_s, describe="the outboxes are empty")
 
 
 def copied(pair: Pair) -> list[tuple[Any, ...]]:

@@ -138,6 +138,7 @@ class TableMapping:
             self.__dict__["read_connections"] = self.read_places
         self.relations: dict[str, Relation[Any]] = relations_of(model)
         self.fields = dict(self._mapped_fields())
+        self.copied = denormalized_paths(model)
         self.key: tuple[MappedField, ...] = tuple(self.fields[name] for name in key_names(model))
         first = self.key[0]
         self.generated: MappedField | None = (
@@ -153,13 +154,16 @@ class TableMapping:
             mysql_charset="utf8mb4",
             mariadb_engine="InnoDB",
             mariadb_charset="utf8mb4",
-            info={"crosstie.connection": self.place, "crosstie.model": model.__qualname__},
+            info={
+                "crosstie.connection": self.place,
+                "crosstie.model": model.__qualname__,
+                "crosstie.copies": frozenset(self.fields[name].column.name for name in self.copied),
+            },
         )
         self.field_of_column = {field.column.name: field for field in self.fields.values()}
         self.lock = self._named(model.__lock_version__)
         self.soft_delete = self._named(model.__soft_delete__)
         self.mutable = tuple(name for name, field in self.fields.items() if field.mutable)
-        self.copied = denormalized_paths(model)
         self.columns = Columns(self)
         self.statements: dict[Any, Any] = {}
         self.loaders: dict[Any, Any] = {}

@@ -21,8 +21,8 @@ from crosstie.orm.referrer import acting_references, carry_with
 from crosstie.orm.release import release
 from crosstie.orm.transaction import LocalTransaction, current, statement_connection
 from crosstie.outbox.errors import EventUnreadable, ReferenceUnrouted
-from crosstie.outbox.key_json import from_json, to_json
 from crosstie.outbox.event import Event, known_class
+from crosstie.outbox.key_json import from_json, to_json
 from crosstie.outbox.publish import enqueue
 from crosstie.outbox.subscription import subscribe_with, subscriber
 from crosstie.outbox.tables import route

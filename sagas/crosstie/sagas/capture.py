@@ -136,14 +136,14 @@ class BranchRecorder:
         names = list(table.primary_key.columns)
         for some in _portions(keys):
             where = sa.or_(*(sa.and_(*(c == v for c, v in zip(names, key, strict=True))) for key in some))
-            for key, row in self._read(tx, table, where, facts, facts.insertable):
+            for key, row in self._read(tx, table, where, facts, _without_copies(table, facts.insertable)):
                 self._log(tx, "insert", table, key, after=row)
 
     def updating(
         self, tx: LocalTransaction, table: sa.Table, where: sa.ColumnElement[bool], columns: Collection[str]
     ) -> object:
         """Read the columns before they change."""
-        names = tuple(table.c[name].name if name in table.c else name for name in columns)
+        names = tuple(_without_copies(table, {table.c[n].name if n in table.c else n: "" for n in columns}))
         facts = self._facts(tx, table, "update", columns=names)
         if any(column.name in names for column in table.primary_key):
             self.uncaptured(tx, f"an update of the primary key of {table.name!r}")
@@ -271,6 +271,12 @@ class BranchRecorder:
 
     def _log(self, tx: LocalTransaction, operation: str, table: sa.Table, key: Image, **images: Image) -> None:
         undo_log(tx).append({"op": operation, "table": table.name, "schema": table.schema, "key": key, **images})
+
+
+def _without_copies(table: sa.Table, columns: Mapping[str, str]) -> dict[str, str]:
+    """The columns without denormalised ones, which workers align at any time; an undo has them aligned again."""
+    copies = table.info.get("crosstie.copies", ())
+    return {name: kind for name, kind in columns.items() if name not in copies}
 
 
 def _identity(key: Image) -> tuple[Any, ...]:
