@@ -210,7 +210,7 @@ def test_copies_in_a_cached_row_are_kept_right_there_too(crash_pair: Pair, prefi
 
     def found() -> str | None:
         person = Note.find(1).person()
-        return person and person.city_name
+        return None if person is None else person.city_name
 
     with configured_databases(crash_pair):
         for model in (City, Person, Note):
@@ -311,6 +311,23 @@ def test_other_writes_are_told_by_hand(blog: Any, crash_pair: Pair) -> None:
     assert cached_name(blog, author) == "Dan"
     with pytest.raises(InvalidQuery, match="City"):
         forget(blog.City)
+    with pytest.raises(InvalidQuery, match=r"authors\.id"):
+        forget(blog.Author, object())
+
+
+def test_telling_by_hand_can_be_taken_back(blog: Any, crash_pair: Pair) -> None:
+    """In a savepoint that rolls back it tells nobody, and leaves a transaction that commits."""
+    author = _cached(blog)
+    with transaction("default"), pytest.raises(ZeroDivisionError), transaction("default"):
+        forget(blog.Author, author.id)
+        raise ZeroDivisionError
+    with pytest.raises(ZeroDivisionError), saga("forget"):
+        forget(blog.Author)
+        raise ZeroDivisionError
+    assert events(crash_pair) == 0
+    with saga("forget"):
+        forget(blog.Author)
+    assert events(crash_pair) == 1
 
 
 def test_without_a_route_a_write_is_refused(blog: Any, crash_pair: Pair) -> None:
@@ -364,6 +381,25 @@ def test_a_killed_relay_loses_no_word(
     spawn.code(RELAY, environment=environment | crash_env(point)).wait_killed()
     eventually(lambda: carry() or events(crash_pair) == 0, describe="the dead owner's lease runs out")
     assert cached_name(blog, author) == "Bob"
+
+
+WRITER = """
+    from cache.blog import define
+    define().Author.find_by(handle="ann").update(name="Bob")
+"""
+
+
+def test_a_killed_writers_word_is_carried_by_a_worker(
+    blog: Any, crash_pair: Pair, redis_environment: dict[str, str], spawn: Spawner
+) -> None:
+    """A real one, that knows no models."""
+    author = _cached(blog)
+    environment = crash_pair.environment | redis_environment
+    spawn.code(WRITER, environment=environment | crash_env("cache.forgetting")).wait_killed()
+    assert cached_name(blog, author) == "Ann"
+    spawn.worker(environment=environment)
+    eventually(lambda: cached_name(blog, author) == "Bob", within_s=30, describe="the worker tells the cache")
+    eventually(lambda: events(crash_pair) == 0, describe="the event is acknowledged")
 
 
 def test_a_worker_without_redis_keeps_the_event(

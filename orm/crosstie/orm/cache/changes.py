@@ -10,6 +10,8 @@ from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+import sqlalchemy as sa
+
 from crosstie.orm.cache import outage
 from crosstie.orm.cache.policy import key_text
 from crosstie.orm.cache.redis_rows import TableKeys
@@ -54,7 +56,7 @@ def forget(model: type[ActiveRecord], *keys: Any) -> None:
     """Say that rows of a cached model have changed, which the ORM has not written: those with these keys, or all.
 
     In the open transaction or saga, if there is one: call it where the rows are written. A key is a value of the field
-    that cached relations refer to. Raises InvalidQuery for a model that no cached relation leads to.
+    that cached relations refer to. Raises InvalidQuery for another one, and for a model that no such relation leads to.
     """
     mapping = mapping_of(model)
     name, table = mapping.connection, mapping.table.name
@@ -64,10 +66,16 @@ def forget(model: type[ActiveRecord], *keys: Any) -> None:
     router.note_write(name)
     if not outage.is_configured():
         return
-    texts = [key_text(key) for key in keys]
+    named = _named_by(mapping, columns, keys) if keys else None
     with transaction(name) as tx:
+        first = not tx.written
         tx.mark_written()
-        _note(tx, table, dict.fromkeys(columns, texts) if keys else None)
+        if first and tx.depth:
+            # As for an event: MySQL has no transaction to commit before a statement has touched a table, and this
+            # savepoint may roll back.
+            with tx.internal():
+                tx.connection.execute(sa.select(mapping.key[0].column).limit(1))
+        _note(tx, table, named)
 
 
 def forget_at_once(database: str, changed: Changed) -> None:
@@ -104,6 +112,25 @@ class _Watcher:
                 if field is not None
             },
         )
+
+
+def _named_by(mapping: TableMapping, columns: Sequence[str], keys: Sequence[Any]) -> TableKeys:
+    """The keys as each of the columns has them; one that is no value of any is refused with InvalidQuery."""
+    fields = [mapping.field_of_column.get(column) for column in columns]
+    if None in fields:
+        return None
+    named: dict[str, list[str]] = {column: [] for column in columns}
+    for key in keys:
+        refusals: list[InvalidQuery] = []
+        for field in fields:
+            assert field is not None
+            try:
+                named[field.column.name].append(key_text(field.coerce(key)))
+            except InvalidQuery as refusal:
+                refusals.append(refusal)
+        if len(refusals) == len(fields):
+            raise refusals[0]
+    return named
 
 
 def _note(tx: LocalTransaction, table: str, keys: TableKeys) -> None:

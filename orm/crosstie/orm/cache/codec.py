@@ -10,15 +10,18 @@ import hashlib
 import json
 import re
 import secrets
+import warnings
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Sequence
-from datetime import date, datetime, time
+from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
 import sqlalchemy as sa
 from pydantic.errors import PydanticInvalidForJsonSchema
+from pydantic.json_schema import PydanticJsonSchemaWarning
 
 from crosstie.orm.errors import DatabaseError
 from crosstie.orm.loader import Loader, make_loader
@@ -33,15 +36,31 @@ __all__ = ["RowCodec", "codec_of"]
 Convert = Callable[[Any], Any]
 
 _VERSION: Final = "1"
+_AS_IT_IS: Final = (str, int, float, bool)
+
+
+def _text_of_instant(value: datetime) -> str:
+    """With the name of its zone, if that has one: PostgreSQL's driver gives the zone of the session."""
+    zone = value.tzinfo
+    if isinstance(zone, ZoneInfo) and zone.key:
+        return f"{value.astimezone(UTC).isoformat()} {zone.key}"
+    return value.isoformat()
+
+
+def _instant(text: str) -> datetime:
+    moment, _, zone = text.partition(" ")
+    found = datetime.fromisoformat(moment)
+    return found.astimezone(ZoneInfo(zone)) if zone else found
+
+
 _AS_TEXT: Final[dict[type, tuple[Convert, Convert]]] = {
     Decimal: (str, Decimal),
-    datetime: (datetime.isoformat, datetime.fromisoformat),
+    datetime: (_text_of_instant, _instant),
     date: (date.isoformat, date.fromisoformat),
     time: (time.isoformat, time.fromisoformat),
     UUID: (str, UUID),
     bytes: (lambda value: b64encode(value).decode(), b64decode),
 }
-_AS_IT_IS: Final = (str, int, float, bool)
 
 
 class _Way(NamedTuple):
@@ -74,13 +93,12 @@ class RowCodec:
             text = json.dumps(plain, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
             text.encode()
             again = self.read(text)
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, AttributeError):
             return None
         if again is None:
             return None
         back = [again.__dict__[field.name] for field in self._fields]
-        alike = all(type(one) is type(other) and one == other for one, other in zip(values, back, strict=True))
-        return text if alike else None
+        return text if all(map(_is_alike, values, back)) else None
 
     def read(self, text: str | bytes) -> Any | None:
         """The record, as if just loaded; None for a text that is no such row."""
@@ -89,8 +107,13 @@ class RowCodec:
             if not isinstance(values, list) or len(values) != len(self._fields):
                 return None
             return self._load([values])[0]
-        except (ValueError, TypeError, ArithmeticError, DatabaseError):
+        except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, DatabaseError):
             return None
+
+
+def _is_alike(one: Any, other: Any) -> bool:
+    zones = [getattr(value, "tzinfo", None) for value in (one, other)]
+    return type(one) is type(other) and bool(one == other) and zones[0] == zones[1]
 
 
 def codec_of(mapping: TableMapping) -> RowCodec:
@@ -132,7 +155,9 @@ def _description(field: MappedField) -> Sequence[str]:
         told += [repr(member.value) for member in kind.enumeration]
     elif field.mutable or isinstance(kind, sa.JSON) or not (field.family in _AS_IT_IS or field.family in _AS_TEXT):
         try:
-            told.append(json.dumps(field.adapter.json_schema(mode="serialization"), sort_keys=True))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", PydanticJsonSchemaWarning)
+                told.append(json.dumps(field.adapter.json_schema(mode="serialization"), sort_keys=True))
         except PydanticInvalidForJsonSchema:
             told.append(secrets.token_hex(8))  # nobody can compare it, so no other process may read it
     # Where an object lies in memory says nothing about it.

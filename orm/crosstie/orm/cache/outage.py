@@ -34,8 +34,11 @@ class Breaker:
 
     def ask(self, question: Callable[[RedisRows], T]) -> T | None:
         """The answer; None where there is none to be had now."""
-        if self._quiet_until_s is not None and self.monotonic() < self._quiet_until_s:
-            return None
+        if self._quiet_until_s is not None:
+            now_s = self.monotonic()
+            if now_s < self._quiet_until_s:
+                return None
+            self._quiet_until_s = now_s + self.settings.pause_s  # one thread finds out, the others need not wait
         try:
             answer = question(self.rows)
         except CacheUnavailable as error:
