@@ -168,8 +168,10 @@ def own_registries(monkeypatch: pytest.MonkeyPatch) -> None:
     """Start without subscribers and doorbells, and forget at the end which event classes the test has defined."""
     from crosstie.orm.registry import registry
     from crosstie.outbox import change_event, doorbell, event, subscription
+    from crosstie.outbox.brokers import forwarding
 
     monkeypatch.setattr(subscription, "_subscriptions", {})
+    monkeypatch.setattr(forwarding, "_forwards", {})
     monkeypatch.setattr(doorbell, "_listeners", [])
     monkeypatch.setattr(event, "_classes", dict(event._classes))
     monkeypatch.setattr(change_event, "_publishers", WeakKeyDictionary())

@@ -26,6 +26,7 @@ from crosstie.orm.errors import ConfigurationError
 
 __all__ = [
     "AuditSettings",
+    "BrokerSettings",
     "CacheSettings",
     "ConnectionSettings",
     "OutboxSettings",
@@ -164,6 +165,37 @@ class CacheSettings(_Section):
         return value
 
 
+class BrokerSettings(_Section):
+    """A message broker that events are forwarded to; in a mapping, a URL may stand for the whole of it.
+
+    `source` is what its CloudEvents say they come from. `exchange` is for RabbitMQ; `stream_length`, for Redis, is
+    about how many entries a stream keeps (None: all). No answer is waited for longer than `timeout_s`.
+    """
+
+    url: SecretStr
+    source: Annotated[str, Field(min_length=1)] | None = None
+    exchange: str = ""
+    stream_length: Annotated[int, Field(ge=1)] | None = None
+    timeout_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 5.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_url(cls, value: object) -> object:
+        return {"url": value} if isinstance(value, str | SecretStr) else value
+
+    @field_validator("url")
+    @classmethod
+    def _has_scheme(cls, value: SecretStr) -> SecretStr:
+        if "://" not in value.get_secret_value():
+            raise ValueError("expected a URL such as redis://host:6379/0 or amqp://user:password@host:5672//")
+        return value
+
+    @property
+    def scheme(self) -> str:
+        """What the URL begins with: the kind of the broker."""
+        return self.url.get_secret_value().partition("://")[0]
+
+
 class AuditSettings(_Section):
     """Scheduled audits: a five-field cron line, UTC, or None for no schedule."""
 
@@ -194,6 +226,7 @@ class Settings(BaseSettings):
     outbox: OutboxSettings = Field(default_factory=OutboxSettings)
     audit: AuditSettings = Field(default_factory=AuditSettings)
     cache: CacheSettings = Field(default_factory=CacheSettings)
+    brokers: dict[str, BrokerSettings] = Field(default_factory=dict)
 
     @classmethod
     def settings_customise_sources(
@@ -250,7 +283,7 @@ def _complaints(error: ValidationError) -> Iterator[str]:
             yield f"{place}: this key is required and was not given."
         else:
             # A connection's URL is its own input, password included: only short plain fields are echoed.
-            echo = last not in {"password", "options", "broker_url", "redis_url"} and len(item["loc"]) != 2
+            echo = last not in {"password", "options", "broker_url", "redis_url", "url"} and len(item["loc"]) != 2
             found = f" (found {item['input']!r})" if echo and isinstance(item["input"], str | int | float) else ""
             yield f"{place}: {item['msg']}{found}."
 
@@ -265,6 +298,8 @@ def _valid_keys(location: tuple[int | str, ...]) -> list[str]:
     }
     if location[0] == "connections" and len(location) > 2:
         return list(ConnectionSettings.model_fields)
+    if location[0] == "brokers" and len(location) > 2:
+        return list(BrokerSettings.model_fields)
     if len(location) > 1 and str(location[0]) in sections:
         return list(sections[str(location[0])].model_fields)
     return list(Settings.model_fields)

@@ -42,6 +42,8 @@ FAULT_POINTS: Final[frozenset[str]] = frozenset(
         "relay.source-committed",
         "relay.parked",
         "relay.unparked",
+        # events for a message broker, confirmed and not yet acknowledged
+        "broker.published",
         # a change of crosstie's own tables
         "migration.table-created",
         "migration.applied",

@@ -1,6 +1,7 @@
 """An outbox in each database, and the relay that carries its events to the others."""
 
 from crosstie.outbox.backlog import RouteBacklog, pending
+from crosstie.outbox.brokers import forward
 from crosstie.outbox.change_event import ChangeEvents, RowEvent, changes
 from crosstie.outbox.cloudevent import cloudevent_json, from_cloudevent, to_cloudevent
 from crosstie.outbox.copies import CopiesDue, OriginalsWritten
@@ -31,6 +32,7 @@ __all__ = [
     "create_tables",
     "drain",
     "drop_tables",
+    "forward",
     "from_cloudevent",
     "has_tables",
     "pending",

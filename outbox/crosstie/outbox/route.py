@@ -14,6 +14,7 @@ from crosstie.orm.connection import ConnectionManager
 from crosstie.orm.database import Database
 from crosstie.orm.errors import ConfigurationError, CrosstieError, DeadlockDetected
 from crosstie.orm.transaction import LocalTransaction, detached_transaction
+from crosstie.outbox.brokers.forwarding import forwards, require_brokers
 from crosstie.outbox.invalidation import ROUTE as CACHE
 from crosstie.outbox.invalidation import wanted_types
 from crosstie.outbox.subscription import subscriptions
@@ -54,8 +55,10 @@ def sync_routes(source: str | None = None, *, remove_stale: bool = False) -> Syn
     `remove_stale` also deletes subscriptions that this process does not have: ask for it only where every subscriber
     has been imported. Events that were written before stay, and still need their subscriber.
 
-    Raises UnknownConnection and ConfigurationError for a subscriber whose database is not configured or is read-only.
+    Raises UnknownConnection and ConfigurationError for a subscriber whose database is not configured or is read-only,
+    and for events that are forwarded to a broker that is not configured.
     """
+    require_brokers()
     for route, event in subscriptions():
         if ConnectionManager.get(route).settings.read_only:
             raise ConfigurationError(
@@ -68,7 +71,9 @@ def sync_routes(source: str | None = None, *, remove_stale: bool = False) -> Syn
     failed: dict[str, CrosstieError] = {}
     for name in ConnectionManager.names(writable=True) if source is None else [source]:
         wanted = {
-            (route, event.__event_type__) for route, event in subscriptions() if event.__connection__ in (None, name)
+            (route, event.__event_type__)
+            for route, event in (*subscriptions(), *forwards())
+            if event.__connection__ in (None, name)
         }
         wanted |= {(CACHE, event_type) for event_type in wanted_types(name)}
         try:

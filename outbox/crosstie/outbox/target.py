@@ -21,6 +21,8 @@ from crosstie.orm.faults import fault_point
 from crosstie.orm.transaction import LocalTransaction, detached_transaction
 from crosstie.outbox import inbox
 from crosstie.outbox.batch import OutboxRow
+from crosstie.outbox.brokers.forwarding import destination_of
+from crosstie.outbox.brokers.target import BrokerTarget
 from crosstie.outbox.delivery import deliver, target_transaction
 from crosstie.outbox.errors import BatchRefused, DeliveryFailed, InboxMissing, LeaseLost, TargetFailed
 from crosstie.outbox.invalidation import ROUTE as CACHE
@@ -51,6 +53,9 @@ class Target(Protocol):
 
 def target_of(route: str) -> Target:
     """The target that this route leads to."""
+    destination = destination_of(route)
+    if destination is not None:
+        return BrokerTarget(destination)
     return CacheTarget() if route == CACHE else DatabaseTarget(route)
 
 

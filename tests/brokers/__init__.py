@@ -1,0 +1,1 @@
+"""Tests of the routes to message brokers, against real ones."""
