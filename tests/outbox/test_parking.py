@@ -13,12 +13,19 @@ from bench.databases import Pair
 from crosstie.orm.connection import ConnectionManager
 from crosstie.orm.errors import StaleRecord
 from crosstie.orm.transaction import current, statement_connection, transaction
-from crosstie.outbox import Event, event, relay, subscriber, subscription, sweep_lanes, sync_routes
+from crosstie.outbox import Event, event, parking, relay, subscriber, subscription, sweep_lanes, sync_routes
 from crosstie.outbox.batch import OutboxRow
 from crosstie.outbox.errors import BatchRefused, DeliveryFailed
 from crosstie.outbox.parking import judge
 from outbox import bank
 from outbox.bank import Moved
+
+
+@pytest.fixture(autouse=True)
+def _no_hurry(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a slow machine too, no key is due before a test says so."""
+    if any(name.startswith("configured") for name in request.fixturenames):
+        monkeypatch.setattr(parking, "FIRST_RETRY_S", 600.0)
 
 
 def states(pair: Pair) -> list[tuple[int, str, int]]:

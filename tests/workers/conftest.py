@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,9 +17,11 @@ from bench.databases import DatabaseKind, Pair, TestDatabase, fresh_database
 from bench.guard import configured_databases, release
 from bench.leftovers import unique_name
 from bench.processes import Child, Spawner, Worker
+from crosstie.orm import ConnectionManager
 from crosstie.outbox import event as events
 from crosstie.outbox import subscriber, subscription, sync_routes
 from crosstie.workers import embedded
+from crosstie.workers.cli import main
 from workers import depot as depot_module
 
 PROGRAM = Path(__file__).with_name("depot.py")
@@ -124,3 +127,27 @@ def forget_queue(depot: Depot) -> None:
     with Connection(depot.broker_url) as connection, connection.channel() as channel:
         Queue(depot.queue, Exchange(depot.queue), routing_key=depot.queue)(channel).delete()
         Exchange(depot.queue)(channel).delete()
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Callable]:
+    """Run a command in an empty folder; returns (exit status, standard output, standard error)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    monkeypatch.setenv("CROSSTIE_IMPORTS", "[]")  # so that what the command puts there is taken back
+    modules = set(sys.modules)
+
+    def run(*arguments: str, configuration: Mapping[str, object] | None = None) -> tuple[int, str, str]:
+        if configuration is not None:
+            monkeypatch.setenv("CROSSTIE_CONNECTIONS", json.dumps(configuration))
+        ConnectionManager.dispose()
+        with pytest.raises(SystemExit) as ended:
+            main(list(arguments))
+        out, err = capsys.readouterr()
+        assert "Traceback" not in out + err
+        return int(ended.value.code or 0), out, err
+
+    yield run
+    for name in set(sys.modules) - modules:
+        if name.startswith("shop_"):
+            del sys.modules[name]

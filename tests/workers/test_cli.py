@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import re
 import socket
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,31 +15,6 @@ from bench.databases import TestDatabase
 from bench.processes import Spawner
 from crosstie.orm import ConnectionManager
 from crosstie.outbox import tables
-from crosstie.workers.cli import main
-
-
-@pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Callable]:
-    """Run a command in an empty folder; returns (exit status, standard output, standard error)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", sys.path.copy())
-    monkeypatch.setenv("CROSSTIE_IMPORTS", "[]")  # so that what the command puts there is taken back
-    modules = set(sys.modules)
-
-    def run(*arguments: str, configuration: Mapping[str, object] | None = None) -> tuple[int, str, str]:
-        if configuration is not None:
-            monkeypatch.setenv("CROSSTIE_CONNECTIONS", json.dumps(configuration))
-        ConnectionManager.dispose()
-        with pytest.raises(SystemExit) as ended:
-            main(list(arguments))
-        out, err = capsys.readouterr()
-        assert "Traceback" not in out + err
-        return int(ended.value.code or 0), out, err
-
-    yield run
-    for name in set(sys.modules) - modules:
-        if name.startswith("shop_"):
-            del sys.modules[name]
 
 
 def closed_port() -> int:

@@ -21,6 +21,7 @@ __all__ = [
     "LeaseLost",
     "NoOutboxChosen",
     "NoSubscriber",
+    "OperationRefused",
     "OutboxError",
     "ReferenceUnrouted",
     "RelayMisused",
@@ -116,6 +117,12 @@ class RelayMisused(OutboxError):
     """The relay was called from inside a transaction, whose outcome its own commits must not depend on."""
 
     code = "outbox.relay-misused"
+
+
+class OperationRefused(OutboxError):
+    """What an operator asked for cannot be done to this event or route."""
+
+    code = "outbox.operation-refused"
 
 
 class LeaseLost(OutboxError):

@@ -225,6 +225,7 @@ class _Drain:
             if heads.skipped:
                 with self._acknowledging(progress=True) as connection:
                     parking.remove(connection, self._lease, heads.skipped)
+                continue
             if not heads.due:
                 return
             self._read_at_s = time.monotonic()

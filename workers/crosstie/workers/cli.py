@@ -23,6 +23,7 @@ from crosstie.workers.deployment import deployment_jobs
 from crosstie.workers.errors import NothingConfigured
 from crosstie.workers.imports import add_working_directory, import_modules
 from crosstie.workers.map_command import map_models
+from crosstie.workers.outbox_command import outbox
 from crosstie.workers.status import read_status
 from crosstie.workers.sweep import sync_subscriptions
 
@@ -232,6 +233,7 @@ def sweep(
 
 cli.command("audit")(audit)
 cli.command("map")(map_models)
+cli.add_typer(outbox, name="outbox")
 
 
 def main(arguments: list[str] | None = None) -> Any:

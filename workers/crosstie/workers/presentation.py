@@ -51,8 +51,8 @@ def show_status(found: Iterable[DatabaseStatus]) -> None:
         numbers=("answers in", "applied", "aborted", "quarantined"),
     )  # fmt: skip
     routes = table(
-        "database", "route", "events", "oldest", "failing lanes", "last error",
-        numbers=("events", "oldest", "failing lanes"),
+        "database", "route", "events", "oldest", "failing lanes", "parked", "dead", "last error",
+        numbers=("events", "oldest", "failing lanes", "parked", "dead"),
     )  # fmt: skip
     for one in found:
         sagas = [str(one.unresolved_sagas.get(state, "-")) for state in ("applied", "aborted", "quarantined")]
@@ -65,6 +65,8 @@ def show_status(found: Iterable[DatabaseStatus]) -> None:
                 str(route.depth),
                 "-" if route.oldest_s is None else f"{route.oldest_s:.1f} s",
                 str(route.failing_lanes),
+                str(route.parked),
+                str(route.dead),
                 route.last_error or "",
             )
     shown = console()
