@@ -10,6 +10,7 @@ from bench.databases import Pair
 from bench.documents import run_document
 from bench.faults import crash_at
 from crosstie.orm.connection import ConnectionManager
+from crosstie.orm.transaction import transaction
 from crosstie.outbox import Envelope, pending, subscriber, sweep_lanes
 from crosstie.sagas import SagaAborted, saga
 
@@ -72,6 +73,16 @@ def test_changes_of_rows_are_labelled(page: ModuleType, configured: Pair) -> Non
         (f"{customer.id}: Ada",),
         (f"{customer.id}: Grace (was Ada)",),
     ]
+
+
+def test_refunds_are_made_many_at_once(page: ModuleType, configured: Pair) -> None:
+    """All that the relay has read."""
+    page.Refund.create_table()
+    with transaction("default"):
+        for number in (1, 2, 3):
+            page.OrderCancelled(order_id=number, reason={"en": "late"}).publish()
+    assert page.deliver() == 3
+    assert sorted(configured.second.rows("SELECT order_id, reason FROM refunds")) == [(n, "late") for n in (1, 2, 3)]
 
 
 def test_an_event_survives_as_a_cloudevent(page: ModuleType) -> None:

@@ -10,6 +10,7 @@ import logging
 import traceback
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
 from types import FunctionType
 
@@ -22,11 +23,13 @@ from crosstie.orm.transaction import LocalTransaction, active_unit, open_transac
 from crosstie.outbox.batch import OutboxRow
 from crosstie.outbox.envelope import Envelope
 from crosstie.outbox.errors import (
+    BatchRefused,
     CodeMissing,
     DeliveryFailed,
     EventUnreadable,
     ForeignWrite,
     NoSubscriber,
+    OutboxError,
     RelayMisused,
 )
 from crosstie.outbox.event import Event
@@ -74,22 +77,60 @@ def target_transaction(target: str) -> Iterator[LocalTransaction]:
 def deliver(tx: LocalTransaction, route: str, rows: Sequence[OutboxRow], *, skip: Collection[int] = ()) -> None:
     """Hand each event whose id is not in `skip` to its subscribers.
 
-    Raises DeliveryFailed with the position of the event that failed.
+    Raises DeliveryFailed with the position of the event that failed, BatchRefused where it was one of several that a
+    subscriber took together.
     """
-    for position, row in enumerate(rows):
-        if row.id in skip:
-            continue
-        found: tuple[Subscription, ...] = ()
+    fresh = [(position, row) for position, row in enumerate(rows) if row.id not in skip]
+    for _, run in groupby(fresh, key=lambda placed: placed[1].type):
+        _deliver_run(tx, route, list(run))
+
+
+def _deliver_run(tx: LocalTransaction, route: str, run: Sequence[tuple[int, OutboxRow]]) -> None:
+    """Deliver events of one type that follow each other."""
+    together = any(one.batch for one in handlers(route, run[0][1].type))
+    opened: list[tuple[Event, Envelope]] = []
+    found: tuple[Subscription, ...] = ()
+    for position, row in run:
         try:
             envelope = row.envelope()
             found = _subscribers(route, envelope)
             event = envelope.open()
-            for one in found:
-                one(event, envelope)
-                # A subscriber that swallowed a database error has lost part of the transaction.
-                tx.require_healthy()
+            if not together:
+                _hand_over(tx, event, envelope, found)
         except Exception as error:
             raise _failure(position, row, found, error) from error
+        opened.append((event, envelope))
+    if together:
+        for one in found:
+            _deliver_to(tx, one, run, opened)
+
+
+def _deliver_to(
+    tx: LocalTransaction,
+    one: Subscription,
+    run: Sequence[tuple[int, OutboxRow]],
+    opened: Sequence[tuple[Event, Envelope]],
+) -> None:
+    """Deliver a run to one subscriber, together if it takes them so."""
+    if one.batch:
+        try:
+            one.take([event for event, _ in opened], [envelope for _, envelope in opened])
+            tx.require_healthy()
+        except Exception as error:
+            raise _refusal(run, one, error) from error
+        return
+    for (position, row), (event, envelope) in zip(run, opened, strict=True):
+        try:
+            _hand_over(tx, event, envelope, (one,))
+        except Exception as error:
+            raise _failure(position, row, (one,), error) from error
+
+
+def _hand_over(tx: LocalTransaction, event: Event, envelope: Envelope, found: Sequence[Subscription]) -> None:
+    for one in found:
+        one(event, envelope)
+        # A subscriber that swallowed a database error has lost part of the transaction.
+        tx.require_healthy()
 
 
 class _Delivery:
@@ -160,13 +201,28 @@ def _subscribers(route: str, envelope: Envelope) -> tuple[Subscription, ...]:
     return found
 
 
+def _refusal(run: Sequence[tuple[int, OutboxRow]], one: Subscription, error: Exception) -> OutboxError:
+    position, row = run[0]
+    if len(run) == 1 or _passes(error):
+        return _failure(position, row, (one,), error)
+    refused = BatchRefused(
+        f"{len(run)} events of type {row.type!r} could not be applied together by {one.name}: {_reason(error, (one,))}"
+    )
+    logger.warning("%s", refused, exc_info=error)
+    return refused
+
+
+def _passes(error: Exception) -> bool:
+    return isinstance(error, CrosstieError) and error.retryable
+
+
 def _failure(position: int, row: OutboxRow, found: Sequence[Subscription], error: Exception) -> DeliveryFailed:
     names = ", ".join(one.name for one in found) or "nobody"
     failed = DeliveryFailed(
         f"event {row.id} of type {row.type!r} (uid {row.uid}) could not be applied by {names}: {_reason(error, found)}"
     )
     failed.position = position
-    failed.passing = isinstance(error, CrosstieError) and error.retryable
+    failed.passing = _passes(error)
     failed.undeployed = isinstance(error, CodeMissing)
     # The log is the application's own; unlike the stored text it may quote what the exception says.
     logger.warning("%s", failed, exc_info=error)

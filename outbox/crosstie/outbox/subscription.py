@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -25,6 +25,7 @@ class Subscription:
     route: str
     function: Callable[..., object]
     takes_envelope: bool
+    batch: bool = False
 
     @property
     def name(self) -> str:
@@ -39,23 +40,33 @@ class Subscription:
             else:
                 self.function(event)
 
+    def take(self, events: Sequence[Event], envelopes: Sequence[Envelope]) -> None:
+        """Hand several events to a function that takes them together; they may belong to several traces."""
+        if self.takes_envelope:
+            self.function(list(events), list(envelopes))
+        else:
+            self.function(list(events))
+
 
 _subscriptions: dict[tuple[str, str], dict[str, Subscription]] = {}
 _declarers: list[Callable[[], None]] = []
 
 
-def subscriber(event: type[Event], *, database: str) -> Callable[[F], F]:
+def subscriber(event: type[Event], *, database: str, batch: bool = False) -> Callable[[F], F]:
     """Call the function for every event of this class, once, inside a local transaction of `database`.
 
     It takes the event, and as a second argument, if it has one, its `Envelope` (uid, key, headers). What it writes to
     `database` becomes durable exactly once, together with the record that it has; writing to another one raises
     ForeignWrite. If it raises, its transaction is rolled back and the event comes again later.
 
+    With `batch`, it takes a list of events, as many as the relay has read, in their order, and a list of envelopes. If
+    it raises, the relay finds the event that is to blame by trying with fewer.
+
     Raises EventDefinitionError for a coroutine function or another number of parameters.
     """
 
     def register(function: F) -> F:
-        found = Subscription(event, database, function, _takes_envelope(function))
+        found = Subscription(event, database, function, _takes_envelope(function), batch)
         # By name: a module that is loaded again replaces its subscribers instead of doubling them.
         _subscriptions.setdefault((database, event.__event_type__), {})[found.name] = found
         return function
