@@ -7,7 +7,7 @@ import secrets
 
 import pytest
 
-from outbox.relay_model import FULL, Protocol, run
+from outbox.relay_model import FULL, STEPS, Protocol, World, run
 
 SCHEDULES = 20_000 if os.environ.get("CROSSTIE_STORM") == "long" else 2_000
 
@@ -33,6 +33,19 @@ def test_the_schedules_deliver_something() -> None:
     assert sum(delivered) / len(delivered) > 10
 
 
+def test_the_schedules_park_something() -> None:
+    """Nor would one in which nothing ever fails."""
+    parked = 0
+    for seed in range(50):
+        world = World(seed, FULL)
+        ever: set[int] = set()
+        for _ in range(STEPS):
+            world.advance()
+            ever |= world.parked.keys()
+        parked += len(ever)
+    assert parked > 100
+
+
 @pytest.mark.parametrize(
     ("broken", "symptom"),
     [
@@ -41,8 +54,28 @@ def test_the_schedules_deliver_something() -> None:
         (Protocol(source_fence=False, target_fence=False), "duplicates"),
         (Protocol(explicit_ids=False), "lost"),
         (Protocol(from_the_start=False), "lost"),
+        (Protocol(followers=False), "out_of_order"),
+        (Protocol(fresh_look=False), "out_of_order"),
+        (Protocol(one_transaction=False), "duplicates"),
+        (Protocol(parked_recovery=False), "duplicates"),
+        (Protocol(unpark_under_lease=False), "duplicates"),
+        (Protocol(one_at_a_time=False), "duplicates"),
+        (Protocol(source_fence=False), "duplicates"),
     ],
-    ids=["no fence in the target", "no recovery", "no fence at all", "ranges instead of ids", "a high-water mark"],
+    ids=[
+        "no fence in the target",
+        "no recovery",
+        "no fence at all",
+        "ranges instead of ids",
+        "a high-water mark",
+        "later events overtake a parked one",
+        "parked keys remembered from before the claim",
+        "parked and deleted in two transactions",
+        "a recovery that forgets parked events",
+        "unparked by somebody without the lease",
+        "a batch goes on before it is acknowledged",
+        "no fence in the source",
+    ],
 )
 def test_a_safeguard_that_is_left_out_is_missed(broken: Protocol, symptom: str) -> None:
     """Some schedule shows it: a duplicate, or an event that is passed over. Seeds are fixed, so the answer is too."""
