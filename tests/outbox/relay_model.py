@@ -1,10 +1,11 @@
 """The relay's protocol as a few lines of plain Python, run over random schedules.
 
 One lane, a source and a target. A step is one transaction of one participant, or less than that where it may be paused
-or killed in between. Some events cannot be applied at first: they are parked, with the later ones of their keys. Writers
-hold their key's lock from before an event gets its id until they commit, so that ids of a key ascend in commit order;
-across keys a smaller id may become visible later. Every safeguard of the protocol can be switched off, so that a test
-can show what it is for.
+or killed in between. Some events cannot be applied at first: they are parked, with the later ones of their keys.
+
+Writers hold their key's lock from before an event gets its id until they commit, so that ids of a key ascend in commit
+order; across keys a smaller id may become visible later. Every safeguard of the protocol can be switched off, so that a
+test can show what it is for.
 """
 
 from __future__ import annotations
@@ -142,7 +143,7 @@ class World:
         """The event becomes visible, however many greater ids are already."""
         self.committed.append(event)
         self.outbox[event.id] = event
-        if self.random.random() < 0.25:
+        if self.random.random() < 0.4:
             self.failures_left[event.id] = self.random.randint(1, 3)
 
     # -- the relay, step by step -----------------------------------------------------------------------------------
