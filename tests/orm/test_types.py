@@ -117,6 +117,18 @@ def test_a_value_comes_back_as_it_was_written(everything: TestDatabase, values: 
     assert read.changes == {}
 
 
+def test_values_come_back_as_they_were_written_in_bulk(everything: TestDatabase) -> None:
+    """Many rows in one statement have the same values as each would have alone, NULLs among them."""
+    written = Everything.bulk_create(Everything(**values) for values in [FILLED, {}, *EXTREMES] * 2)
+    read = {record.id: record for record in Everything.find_all()}
+    assert len(read) == len(written)
+    for record in written:
+        found = read[record.id]
+        assert found == record
+        for name in Everything.model_fields:
+            assert type(getattr(found, name)) is type(getattr(record, name)), name
+
+
 @pytest.mark.parametrize("name", [name for name in FILLED if name not in {"data", "numbers", "address", "days"}])
 def test_a_value_finds_its_row_by_keyword(everything: TestDatabase, name: str) -> None:
     """Comparison, IN lists and NULL work for every type that compares."""

@@ -17,6 +17,7 @@ from crosstie.orm.condition import Membership
 from crosstie.orm.errors import DuplicateKey, InvalidQuery, StaleRecord
 from crosstie.orm.filling import fill
 from crosstie.orm.mapping import TableMapping, mapping_of
+from crosstie.orm.multi_insert import insert_rows
 from crosstie.orm.origin import mark_origin, require_origin
 from crosstie.orm.parentage import require_parents
 from crosstie.orm.reading import find_first, reading
@@ -107,26 +108,19 @@ def _require_parents(mapping: TableMapping, records: Sequence[ActiveRecord]) -> 
 
 def _insert(mapping: TableMapping, records: Sequence[ActiveRecord], write: Write, *, numbers: bool) -> None:
     generated = mapping.generated if numbers else None
-    connection, database, tx = write
+    _, database, tx = write
     if generated is not None and not database.capabilities.insert_returning:
         for record in records:  # nobody else could tell which row got which number
             persistence.insert(record, mapping)
         return
-    copies = zip(records, fill(mapping, records), strict=True)
-    made = [persistence.new_row(record, mapping, without=generated, copied=copied) for record, copied in copies]
-    rows, filled = [row for row, _ in made], [stamps for _, stamps in made]
-    statement = sa.insert(mapping.table)
+    fields = [field for field in mapping.fields.values() if field is not generated]
+    filled = [
+        persistence.filled_in(record) | copied for record, copied in zip(records, fill(mapping, records), strict=True)
+    ]
+    columns = [persistence.column_values(field, records, filled) for field in fields]
+    given = insert_rows(write, mapping, fields, columns, numbered=generated)
     if generated is not None:
-        in_order = database.capabilities.numbers_in_order
-        statement = statement.returning(generated.column, sort_by_parameter_order=not in_order)
-    elif database.capabilities.insert_returning:
-        statement = statement.returning(mapping.key[0].column)  # which makes it one statement for many rows
-    result = connection.execute(statement, rows)
-    if generated is not None:
-        # What RETURNING answers has no promised order; the dialects below sort it where numbers alone do not tell.
-        found = result.scalars().all()
-        numbers_found = sorted(found) if database.capabilities.numbers_in_order else found
-        for stamps, number in zip(filled, numbers_found, strict=True):
+        for stamps, number in zip(filled, given, strict=True):
             stamps[generated.name] = number
     for record, stamps in zip(records, filled, strict=True):
         record.__dict__.update(stamps)

@@ -47,14 +47,12 @@ class Capabilities:
     """How many bound values one statement may carry."""
     on_conflict: bool = True
     """An insert can name the unique constraint whose conflict it answers; MySQL's takes any."""
-    numbers_in_order: bool = False
-    """Rows of one INSERT get rising numbers in their order, and no other writer's in between."""
     array_parameters: bool = False
     """A list of any length is one bound value."""
 
 
 _CAPABILITIES: Final = {
-    "sqlite": Capabilities(True, True, True, False, True, False, 32_000, numbers_in_order=True),
+    "sqlite": Capabilities(True, True, True, False, True, False, 32_000),
     "postgresql": Capabilities(True, False, True, True, True, False, 65_000, array_parameters=True),
     "mariadb": Capabilities(True, True, False, False, False, True, 65_000, on_conflict=False),
     "mysql": Capabilities(False, True, False, False, False, True, 65_000, on_conflict=False),

@@ -6,7 +6,7 @@ memory back what it was: a new record is new again, a saved change is an unsaved
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Change",
+    "column_values",
     "delete",
+    "filled_in",
     "increment",
     "insert",
     "make_new",
@@ -82,21 +84,38 @@ def _insert_statement(mapping: TableMapping, row: Mapping[str, Any], shape: str,
 
 
 def new_row(
-    record: ActiveRecord,
-    mapping: TableMapping,
-    *,
-    without: MappedField | None,
-    copied: Mapping[str, Any] | None = None,
+    record: ActiveRecord, mapping: TableMapping, *, without: MappedField | None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The row of a new record by column, and the fields that are filled in for it. Raises RecordInvalid.
-
-    `copied` are its copies where they are known already.
-    """
-    model, held = mapping.model, record.__dict__
-    filled = {name: model.current_time() for name in model.__stamped_on_insert__ if held.get(name) is None}
+    """The row of a new record by column, and the fields that are filled in for it. Raises RecordInvalid."""
+    filled = filled_in(record)
     if mapping.copied:
-        filled |= fill(mapping, [record])[0] if copied is None else copied
+        filled |= fill(mapping, [record])[0]
     return _row(record, (field for field in mapping.fields.values() if field is not without), filled), filled
+
+
+def filled_in(record: ActiveRecord) -> dict[str, Any]:
+    """The times that a new record gets as it is written."""
+    model, held = type(record), record.__dict__
+    return {name: model.current_time() for name in model.__stamped_on_insert__ if held.get(name) is None}
+
+
+def column_values(
+    field: MappedField, records: Sequence[ActiveRecord], filled: Sequence[Mapping[str, Any]]
+) -> list[Any]:
+    """The values of one column, record by record; `filled` goes before what they hold. Raises RecordInvalid."""
+    name = field.name
+    try:
+        values = [
+            stamps[name] if name in stamps else record.__dict__[name]
+            for record, stamps in zip(records, filled, strict=True)
+        ]
+    except KeyError:
+        raise RecordInvalid(_no_value(field)) from None
+    check = field.check
+    for value in values:
+        if value is None or (check is not None and check(value) is not None):
+            checked(field, value)
+    return values
 
 
 def make_new(record: ActiveRecord, filled: Mapping[str, Any]) -> None:
@@ -127,9 +146,7 @@ class Change:
     `row` has the new values by column; `copied` are its copies where they are known already. Raises RecordInvalid.
     """
 
-    def __init__(
-        self, record: ActiveRecord, mapping: TableMapping, *, copied: Mapping[str, Any] | None = None
-    ) -> None:
+    def __init__(self, record: ActiveRecord, mapping: TableMapping, *, copied: Mapping[str, Any] | None = None) -> None:
         self._record, self._mapping = record, mapping
         old = record_state.changes(record)
         _require_same_key(record, mapping, old)
@@ -331,9 +348,13 @@ def _row(record: ActiveRecord, fields: Iterable[MappedField], filled: Mapping[st
         elif name in held:
             value = held[name]
         else:
-            raise RecordInvalid(f"{field.column!s} has no value: the record was made without validation. Assign one.")
+            raise RecordInvalid(_no_value(field))
         row[field.column.name] = checked(field, value)
     return row
+
+
+def _no_value(field: MappedField) -> str:
+    return f"{field.column!s} has no value: the record was made without validation. Assign one."
 
 
 def row_condition(record: ActiveRecord, mapping: TableMapping) -> sa.ColumnElement[bool]:
