@@ -43,7 +43,7 @@ def all_of_it() -> list[Any]:
     many = Knob.bulk_create(Knob(name=f"many {number}") for number in range(3))
     changed = Knob.find_by(name="one")
     one.delete()
-    numbers = [knob.id for knob in many]
+    numbers = [knob.id or 0 for knob in many]
     return [found.odd, changed, numbers == sorted(numbers), Knob.find_by(name="one"), Knob.find_all().count()]
 
 
