@@ -54,9 +54,10 @@ FAULT_POINTS: Final[frozenset[str]] = frozenset(
         "cache.forgetting",
         # a subscriber that deletes or nulls the children of deleted parents
         "reference.released",
-        # a subscriber that aligns copies with their originals
+        # a subscriber that aligns copies with their originals, and a walk that asks for it
         "copies.locked",
         "copies.aligned",
+        "backfill.chunk-committed",
     }
 )
 """Every name that the code reaches; arming another is an error, and a test holds the code to this list."""

@@ -22,7 +22,16 @@ from crosstie.orm.page import After
 from crosstie.orm.transaction import LocalTransaction
 from crosstie.orm.writing import writing
 
-__all__ = ["align_children", "align_rows", "committed_originals", "keys_of_parents"]
+__all__ = [
+    "ChildRow",
+    "align_children",
+    "align_rows",
+    "child_fields",
+    "child_rows",
+    "committed_originals",
+    "keys_of_parents",
+    "wanted",
+]
 
 ORIGINALS_PER_STATEMENT: Final = 400
 """SQLite joins at most 500 SELECTs with UNION ALL."""

@@ -7,10 +7,11 @@ from typing import ClassVar
 from crosstie.orm.errors import CrosstieError
 
 __all__ = [
-    "CacheUnrouted",
+    "BackfillOvertaken",
     "BatchRefused",
-    "CopyUnrouted",
+    "CacheUnrouted",
     "CodeMissing",
+    "CopyUnrouted",
     "DeliveryFailed",
     "EventDefinitionError",
     "EventInvalid",
@@ -30,6 +31,7 @@ __all__ = [
     "SchemaInUse",
     "SchemaTooNew",
     "TargetFailed",
+    "UnknownCopy",
     "UnknownEventType",
     "UnknownSchemaVersion",
 ]
@@ -75,6 +77,18 @@ class CopyUnrouted(OutboxError):
     """A write concerns copies of columns, and no subscription is stored by which they would be kept right."""
 
     code = "outbox.copy-unrouted"
+
+
+class UnknownCopy(OutboxError):
+    """A denormalised column was named that no imported model declares."""
+
+    code = "outbox.unknown-copy"
+
+
+class BackfillOvertaken(OutboxError):
+    """Another process goes on with the same walk."""
+
+    code = "outbox.backfill-overtaken"
 
 
 class EventUnreadable(OutboxError):

@@ -19,10 +19,12 @@ from crosstie.outbox.migrations import current_version, newest_version
 from crosstie.outbox.tables import create_tables
 from crosstie.workers import presentation
 from crosstie.workers.audit_command import audit
+from crosstie.workers.copies_command import backfill_copies, verify_copies
 from crosstie.workers.deployment import deployment_jobs
 from crosstie.workers.errors import NothingConfigured
 from crosstie.workers.imports import add_working_directory, import_modules
 from crosstie.workers.map_command import map_models
+from crosstie.workers.metrics_command import serve_metrics
 from crosstie.workers.outbox_command import outbox
 from crosstie.workers.status import read_status
 from crosstie.workers.sweep import sync_subscriptions
@@ -233,6 +235,9 @@ def sweep(
 
 cli.command("audit")(audit)
 cli.command("map")(map_models)
+cli.command("backfill")(backfill_copies)
+cli.command("verify-copies")(verify_copies)
+cli.command("metrics")(serve_metrics)
 cli.add_typer(outbox, name="outbox")
 
 
