@@ -8,9 +8,11 @@ from uuid import UUID
 
 import pytest
 
+from bench.databases import Pair
+from bench.guard import configured_databases
 from crosstie.orm import ActiveRecord, ConnectionManager
 from crosstie.orm.cache import Cached
-from crosstie.orm.errors import ConfigurationError, ModelDefinitionError
+from crosstie.orm.errors import ConfigurationError, ModelDefinitionError, ReferenceTypeMismatch
 from crosstie.orm.field import IntegerPKMixin
 from crosstie.orm.relation import BelongsTo
 
@@ -81,6 +83,29 @@ def test_plain_keys_are_taken(kind: type) -> None:
         parent: ClassVar[BelongsTo[Parent]] = BelongsTo(foreign_key="parent_key", cache=True)
 
     assert Child.parent.link(Child).target.model is Parent
+
+
+def test_a_relation_that_leads_nowhere_hinders_no_write(crash_pair: Pair, prefix: str) -> None:
+    """Neither one whose parent is not imported, nor one whose key does not compare; who follows it is told."""
+
+    class Child(IntegerPKMixin, ActiveRecord):
+        __table_name__ = "children"
+        __connection__ = "default"
+
+        id: int | None = None
+        parent_id: int
+        name: str = "x"
+
+        parent: ClassVar[BelongsTo[Unknown]] = BelongsTo(foreign_key="parent_id", cache=True)  # type: ignore[name-defined]  # noqa: F821
+        namesake: ClassVar[BelongsTo[Child]] = BelongsTo(foreign_key="name", cache=True)
+
+    with configured_databases(crash_pair):
+        Child.create_table()
+        child = Child(parent_id=1).save().update(name="y")
+        with pytest.raises(ModelDefinitionError, match="Unknown"):
+            child.parent()
+        with pytest.raises(ReferenceTypeMismatch, match="namesake"):
+            child.namesake()
 
 
 @pytest.mark.parametrize("url", ["localhost:6379", "http://cache/0", "", "amqp://u:s3cret@h//"])

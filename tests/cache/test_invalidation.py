@@ -349,6 +349,25 @@ def test_without_the_outbox_a_write_is_refused(blog: Any, monkeypatch: pytest.Mo
         author.update(name="Bob")
 
 
+@pytest.mark.parametrize("payload", ["", "[]", '{"table": "authors"}', '{"database": "d", "table": "t", "keys": [1]}'])
+def test_a_word_that_nobody_can_read_holds_up_no_other(blog: Any, crash_pair: Pair, payload: str) -> None:
+    """It is set aside, as any event that cannot be applied."""
+    author = _cached(blog)
+    with crash_at("cache.forgetting"):
+        author.update(name="Bob")
+    crash_pair.first.execute("UPDATE crosstie_outbox SET lane = 0")
+    crash_pair.first.execute(
+        "INSERT INTO crosstie_outbox (id, route, lane, uid, {key}, operation, type, schema_version, payload, headers, "
+        "created_at_ms) SELECT id - 1, route, lane, 'u', 'u', operation, type, schema_version, %s, headers, "
+        "created_at_ms FROM crosstie_outbox".replace("{key}", "`key`" if crash_pair.first.kind == "mariadb" else "key"),
+        (payload,),
+    )
+    carry()
+    assert events(crash_pair) == 0
+    assert crash_pair.first.scalar("SELECT count(*) FROM crosstie_parked") == 1
+    assert cached_name(blog, author) == "Bob"
+
+
 def test_the_cache_has_lanes_of_its_own(blog: Any, crash_pair: Pair) -> None:
     """A Redis that is down holds up no other event of the database, and is seen in the backlog."""
     author = _cached(blog)

@@ -252,6 +252,42 @@ def test_hidden_parents_are_not_found(crash_pair: Pair, prefix: str) -> None:
         assert Pet.find(pet.id).owner() is not None
 
 
+def test_a_read_only_parent_is_not_put_into_redis(crash_pair: Pair, prefix: str, keys: Any) -> None:
+    """Whoever writes it does so under another name, and would not tell of this one."""
+
+    class Owner(IntegerPKMixin, ActiveRecord):
+        __table_name__ = "owners"
+        __connection__ = "copy"
+
+        id: int | None = None
+
+    class Pet(IntegerPKMixin, ActiveRecord):
+        __table_name__ = "pets"
+        __connection__ = "secondary"
+
+        id: int | None = None
+        owner_id: int
+
+        owner: ClassVar[BelongsTo[Owner]] = BelongsTo(foreign_key="owner_id", cache=True)
+
+    copy = {**crash_pair.first.config, "read_only": True}
+    ConnectionManager.configure({"copy": copy, "secondary": crash_pair.second.config})
+    crash_pair.first.execute("CREATE TABLE owners (id INTEGER PRIMARY KEY)")
+    crash_pair.first.execute("INSERT INTO owners (id) VALUES (1)")
+    Pet.create_table()
+    Pet(owner_id=1).save()
+    for _ in range(2):
+        with logged_statements() as log:
+            assert Pet.find(1).owner() == Owner.find(1)
+        assert log.by_database == {"secondary": 1, "copy": 2}
+    assert keys("row") == []
+    with request_cache():
+        assert Pet.find(1).owner() == Owner.find(1)
+        with logged_statements() as log:
+            assert Pet.find(1).owner() is not None
+        assert log.by_database == {"secondary": 1}
+
+
 def test_a_tenants_parents_are_its_own(crash_pair: Pair, prefix: str) -> None:
     """The same table and key in two databases are two entries, and a found record belongs to its tenant."""
     ConnectionManager.configure({"tenant_a": crash_pair.first.config, "tenant_b": crash_pair.second.config})

@@ -11,6 +11,7 @@ from crosstie.orm.cache.policy import Cached, key_text
 from crosstie.orm.cache.redis_rows import Looked
 from crosstie.orm.cache.request import RequestCache, Shelf, current_request
 from crosstie.orm.cache.tally import tally
+from crosstie.orm.connection import ConnectionManager
 from crosstie.orm.faults import fault_point
 from crosstie.orm.origin import mark_origin
 from crosstie.orm.routing import router
@@ -33,6 +34,8 @@ def looked_up(link: Link, policy: Cached, keys: Sequence[Any], read: Read) -> li
     """
     name = link.target.connection
     request, breaker = current_request(), outage.breaker()
+    if breaker is not None and ConnectionManager.get(name).settings.read_only:
+        breaker = None  # nobody writes there under this name, so nobody would tell
     if current(name) is not None or (request is None and breaker is None):
         return read(keys, False)
     look = _Look(link, policy, name, request, breaker, may_fill=active_unit() is None)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from crosstie.orm.declaration import relations_of
-from crosstie.orm.errors import ModelDefinitionError
+from crosstie.orm.errors import InvalidQuery, ModelDefinitionError
 from crosstie.orm.placement import Place
 from crosstie.orm.registry import registry
 
@@ -66,6 +66,6 @@ def _declared() -> Iterator[tuple[str, _Target]]:
                 continue
             try:
                 link = relation.link(model)
-            except ModelDefinitionError:
-                continue  # its parent is not defined here: nobody here looks it up, or writes it by the ORM
+            except (ModelDefinitionError, InvalidQuery):
+                continue  # its parent is not defined here, or no parent of it: who looks it up here is told so
             yield link.target.table.name, _Target(link.target.place, link.far.column.name)
