@@ -29,6 +29,7 @@ __all__ = [
     "BrokerSettings",
     "CacheSettings",
     "ConnectionSettings",
+    "MetricsSettings",
     "OutboxSettings",
     "RelationSettings",
     "SagaSettings",
@@ -196,6 +197,13 @@ class BrokerSettings(_Section):
         return self.url.get_secret_value().partition("://")[0]
 
 
+class MetricsSettings(_Section):
+    """Where a worker serves Prometheus metrics; nowhere without a `port`."""
+
+    port: Annotated[int, Field(ge=0, lt=65536)] | None = None
+    host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
+
+
 class AuditSettings(_Section):
     """Scheduled audits: a five-field cron line, UTC, or None for no schedule."""
 
@@ -225,6 +233,7 @@ class Settings(BaseSettings):
     saga: SagaSettings = Field(default_factory=SagaSettings)
     outbox: OutboxSettings = Field(default_factory=OutboxSettings)
     audit: AuditSettings = Field(default_factory=AuditSettings)
+    metrics: MetricsSettings = Field(default_factory=MetricsSettings)
     cache: CacheSettings = Field(default_factory=CacheSettings)
     brokers: dict[str, BrokerSettings] = Field(default_factory=dict)
 
@@ -294,6 +303,7 @@ def _valid_keys(location: tuple[int | str, ...]) -> list[str]:
         "saga": SagaSettings,
         "outbox": OutboxSettings,
         "audit": AuditSettings,
+        "metrics": MetricsSettings,
         "cache": CacheSettings,
     }
     if location[0] == "connections" and len(location) > 2:

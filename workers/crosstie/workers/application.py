@@ -12,7 +12,7 @@ from celery import Celery, signals
 from crosstie.orm.connection import ConnectionManager
 from crosstie.outbox import doorbell as outbox_doorbell
 from crosstie.sagas import doorbell as saga_doorbell
-from crosstie.workers import doorbell, embedded
+from crosstie.workers import doorbell, embedded, metrics
 from crosstie.workers.bootstep import SweeperStep, log_readiness
 from crosstie.workers.broker import broker_url, is_embedded, transport_options
 from crosstie.workers.deployment import deployment_jobs
@@ -82,6 +82,7 @@ def install(other: Celery) -> Celery:
         add_working_directory()
         import_modules()
         deployment_jobs()  # a cron line that cannot be read is refused now, not in the sweeper
+        metrics.prepare()
 
     def ready(sender: Any, **_: Any) -> None:
         if sender.app is other:

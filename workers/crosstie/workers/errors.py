@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from crosstie.orm.errors import ConfigurationError, CrosstieError
 
-__all__ = ["ImportFailed", "NothingConfigured", "TickLost", "WorkerError"]
+__all__ = ["ImportFailed", "MetricsUnavailable", "NothingConfigured", "TickLost", "WorkerError"]
 
 
 class WorkerError(CrosstieError):
@@ -26,6 +26,12 @@ class ImportFailed(ConfigurationError):
     """A module that the configuration names in `imports` cannot be imported."""
 
     code = "config.import-failed"
+
+
+class MetricsUnavailable(ConfigurationError):
+    """Metrics were asked for, and the library that they need is not installed."""
+
+    code = "config.metrics-unavailable"
 
 
 class NothingConfigured(ConfigurationError):

@@ -7,7 +7,7 @@ import signal
 
 from crosstie.orm.connection import ConnectionManager
 from crosstie.orm.errors import CrosstieError
-from crosstie.workers import doorbell, presentation
+from crosstie.workers import doorbell, metrics, presentation
 from crosstie.workers.deployment import claiming_database, deployment_jobs
 from crosstie.workers.keeper import Wakeup
 from crosstie.workers.schedule import run_if_due
@@ -44,4 +44,5 @@ def sweep_once() -> bool:
 def sweep_forever() -> int:
     """Be the sweeper of a worker, in the foreground; returns the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    metrics.prepare()
     return run_sweeper(deployment_jobs, wakeup=Wakeup(signal.SIGTERM, signal.SIGINT), watch_parent=False)

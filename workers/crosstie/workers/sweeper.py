@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from crosstie.orm.connection import ConnectionManager
-from crosstie.workers import doorbell
+from crosstie.workers import doorbell, metrics
 from crosstie.workers.deployment import claiming_database
 from crosstie.workers.keeper import Wakeup, orphaned
 from crosstie.workers.outages import Outages
@@ -159,10 +159,12 @@ def run_sweeper(
     )
     for loop in loops:
         loop.thread.start()
+    stop_metrics = metrics.serve_if_configured()
     code = 0
     while code == 0 and not wakeup.stopping and not (watch_parent and orphaned()):
         wakeup.wait(1.0)
         code = _verdict(loops)
+    stop_metrics()
     for loop in loops:
         loop.stop()
     if code == 0:  # else a thread would be waited for that will never end; the process ends without it
