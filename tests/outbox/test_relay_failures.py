@@ -243,6 +243,34 @@ def test_a_target_that_is_down_costs_one_attempt_for_all_its_lanes(
         assert len(bank.arrivals(crash_pair.second)) == 20
 
 
+@SERVED
+def test_while_a_target_is_down_one_lane_asks_and_its_success_lets_the_others_go(
+    crash_pair: Pair, proxy_to: Callable[[TestDatabase], Proxy]
+) -> None:
+    """The others wait for the probe as long as it fails, and not a moment longer."""
+    proxy = proxy_to(crash_pair.second)
+    source = crash_pair.first
+    with configured_databases(Pair(source, crash_pair.second.proxied(proxy))):
+        accounts = [f"account-{n}" for n in range(20)]
+        bank.open_bank(accounts)
+        for name in accounts:
+            bank.transfer(name)
+        proxy.cut()
+        sweep_lanes("default", owner="one")
+        probe = source.scalar("SELECT lane FROM crosstie_lane WHERE epoch > 0")
+        for _ in range(3):
+            source.execute("UPDATE crosstie_lane SET ready_at_ms = 0 WHERE lane = %s", (probe,))
+            before = source.scalar("SELECT min(ready_at_ms) FROM crosstie_lane WHERE lane <> %s", (probe,))
+            assert sweep_lanes("default", owner="one") == 0
+            assert source.scalar("SELECT min(ready_at_ms) FROM crosstie_lane WHERE lane <> %s", (probe,)) > before
+        assert source.rows("SELECT lane FROM crosstie_lane WHERE epoch > 0") == [(probe,)]
+        source.execute("UPDATE crosstie_lane SET ready_at_ms = ready_at_ms + 60000")
+        source.execute("UPDATE crosstie_lane SET ready_at_ms = 0 WHERE lane = %s", (probe,))
+        proxy.heal()
+        assert bank.drain_all() == 20
+        assert failing_lanes(source) == []
+
+
 def finish(pair: Pair) -> None:
     """Drain until nothing is left; a server may hold a lost connection's locks for a moment."""
 

@@ -100,7 +100,7 @@ def test_the_metadata_tell_what_it_is_and_under_which_license(wheel: Path) -> No
     assert metadata["Requires-Python"] == ">=3.11"
     assert metadata["Description-Content-Type"] == "text/markdown"
     extras = set(metadata.get_all("Provides-Extra", []))
-    assert {"postgres", "mysql", "redis", "dashboard", "otel", "migrations", "dev"} <= extras
+    assert {"postgres", "mysql", "redis", "dashboard", "metrics", "otel", "migrations", "dev"} <= extras
 
 
 def test_the_sdist_can_be_built_and_tested(dist: Path) -> None:

@@ -1,0 +1,179 @@
+"""Batches are as large as the target takes them in time, and a target has no more workers on it than it is given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from bench.databases import Pair
+from crosstie.orm.connection import ConnectionManager
+from crosstie.outbox import sweep_lanes, target
+from crosstie.outbox.batch import OutboxRow
+from crosstie.outbox.errors import BatchRefused, DeliveryFailed, TargetFailed
+from crosstie.outbox.isolation import isolate
+from crosstie.outbox.lane import Lease
+from crosstie.outbox.pace import Pace
+from outbox import bank
+
+
+def configure(pair: Pair, monkeypatch: pytest.MonkeyPatch, **settings: str) -> None:
+    """With other settings of the outbox."""
+    for name, value in settings.items():
+        monkeypatch.setenv(f"CROSSTIE_OUTBOX__{name}", value)
+    ConnectionManager.configure(pair.configuration)
+
+
+@pytest.fixture
+def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many events each transaction of a target is given."""
+    seen: list[int] = []
+    apply = target.DatabaseTarget.apply
+
+    def noted(self: target.DatabaseTarget, lease: Lease, rows: Sequence[OutboxRow]) -> frozenset[int]:
+        seen.append(len(rows))
+        return apply(self, lease, rows)
+
+    monkeypatch.setattr(target.DatabaseTarget, "apply", noted)
+    return seen
+
+
+def test_batches_double_while_the_target_is_quick(
+    configured_crash_pair: Pair, monkeypatch: pytest.MonkeyPatch, sizes: list[int]
+) -> None:
+    """From 50 up to the configured most."""
+    configure(configured_crash_pair, monkeypatch, BATCH_TARGET_S="60", BATCH_SIZE="120")
+    bank.open_bank()
+    bank.transfer("a", times=300)
+    assert sweep_lanes("default", owner="one", limit_s=60) == 300
+    assert sizes == [50, 100, 120, 30]
+
+
+def test_batches_stay_small_where_the_target_is_slow(
+    configured_crash_pair: Pair, monkeypatch: pytest.MonkeyPatch, sizes: list[int]
+) -> None:
+    """Any batch takes longer than this."""
+    configure(configured_crash_pair, monkeypatch, BATCH_TARGET_S="0.000001")
+    bank.open_bank()
+    bank.transfer("a", times=120)
+    assert sweep_lanes("default", owner="one", limit_s=60) == 120
+    assert sizes == [50, 50, 20]
+
+
+def test_no_more_lanes_of_a_route_are_claimed_than_the_target_is_to_serve(
+    configured_crash_pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two others have two of them: a third worker leaves the rest alone, until one is given back."""
+    configure(configured_crash_pair, monkeypatch, LANES_PER_TARGET="2")
+    bank.open_bank()
+    for name in "abc":
+        bank.transfer(name)
+    busy = (
+        "UPDATE crosstie_lane SET owner = 'x', lease_until_ms = 99999999999999 WHERE route = 'secondary' AND lane = %s"
+    )
+    with_events = [row[0] for row in configured_crash_pair.first.rows("SELECT DISTINCT lane FROM crosstie_outbox")]
+    idle = [lane for lane in range(4) if lane not in with_events][:1] or [with_events.pop()]
+    for lane in [idle[0], with_events.pop()]:
+        configured_crash_pair.first.execute(busy, (lane,))
+    assert sweep_lanes("default", owner="one") == 0
+    assert configured_crash_pair.first.scalar("SELECT max(epoch) FROM crosstie_lane") == 0
+    bank.ready_now(configured_crash_pair.first)
+    assert sweep_lanes("default", owner="one") == 3
+
+
+def test_the_pace_follows_the_time_that_batches_take() -> None:
+    """Twice as many at most, half as many at least, never fewer than 50, and only after full batches."""
+    pace = Pace(1000, 0.5)
+    taken = []
+    for count, seconds in [(50, 0.1), (100, 0.1), (30, 0.1), (200, 0.1), (400, 0.4), (800, 0.7), (571, 5.0)]:
+        pace.applied(count, seconds)
+        taken.append(pace.size)
+    assert taken == [100, 200, 200, 400, 800, 571, 285]
+    for _ in range(9):
+        pace.applied(pace.size, 5.0)
+    assert pace.size == 50
+
+
+def test_a_refusal_makes_the_next_batches_small_until_it_is_found() -> None:
+    """Then they grow again."""
+    pace = Pace(1000, 0.5)
+    pace.refused(0)
+    assert pace.size == 1
+    for size in (2, 4, 8):
+        pace.applied(pace.size, 0.01)
+        assert pace.size == size
+
+
+def rows(count: int) -> list[OutboxRow]:
+    """Events that are numbered from 0."""
+    return [OutboxRow(number, str(number), str(number), "t", 1, "{}", "{}") for number in range(count)]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 8, 50])
+def test_a_refused_event_is_found_in_few_attempts(count: int) -> None:
+    """However the target refuses: the part before it goes through, or it is left alone."""
+    for bad in range(count):
+        batch, attempts, applied = rows(count), 0, []
+        while batch:
+
+            def apply(part: Sequence[OutboxRow], bad: int = bad) -> None:
+                nonlocal attempts
+                attempts += 1
+                if any(row.id == bad for row in part):
+                    raise BatchRefused
+
+            done = isolate(batch, apply, lambda _, __: False)
+            applied += [row.id for row in done.applied]
+            if done.bad is not None:
+                break
+            batch = batch[len(done.applied) :]
+        assert done.bad is not None
+        assert (done.bad.id, applied) == (bad, list(range(bad)))
+        assert attempts <= count.bit_length() * (count.bit_length() + 1)
+
+
+def failing_at(position: int, *, passing: bool = False, taken: int | None = None) -> Sequence[Exception]:
+    """What the target raises."""
+    failed = DeliveryFailed("no luck")
+    failed.position, failed.passing = position, passing
+    target_failed = TargetFailed("no luck")
+    target_failed.taken = taken or 0
+    return [failed if taken is None else target_failed]
+
+
+@pytest.mark.parametrize(
+    ("errors", "stops", "applied", "bad"),
+    [
+        (failing_at(2), False, 2, 2),
+        (failing_at(0), False, 0, 0),
+        (failing_at(2), True, 2, None),
+        (failing_at(2, passing=True), True, 0, None),
+        (failing_at(2, passing=True), False, 2, 2),
+        ([*failing_at(3), *failing_at(1)], False, 1, 1),
+        ([*failing_at(3), BatchRefused()], False, 1, None),
+        (failing_at(0, taken=3), False, 3, None),
+    ],
+)
+def test_what_goes_through_before_a_failure(
+    errors: Sequence[Exception], stops: bool, applied: int, bad: int | None
+) -> None:
+    """By kind of failure; each error is raised once, in this order."""
+    left = list(errors)
+
+    def apply(_: Sequence[OutboxRow]) -> None:
+        if left:
+            raise left.pop(0)
+
+    done = isolate(rows(5), apply, lambda _, __: stops)
+    assert [row.id for row in done.applied] == list(range(applied))
+    assert (done.bad.id if done.bad else None) == bad
+
+
+def test_a_target_that_took_nothing_is_the_callers_affair() -> None:
+    """The lane backs off."""
+
+    def apply(_: Sequence[OutboxRow]) -> None:
+        raise TargetFailed
+
+    with pytest.raises(TargetFailed):
+        isolate(rows(3), apply, lambda _, __: False)
