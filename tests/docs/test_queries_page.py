@@ -17,6 +17,7 @@ def page(configured_database: TestDatabase) -> ModuleType:
     """The module of the examples, with five products."""
     module = run_document("docs/queries.md", name="queries_page")
     module.Product.create_table()
+    module.Sale.create_table()
     module.Product.bulk_create(
         module.Product(code=code, kind=kind, price=Decimal(price), stock=stock)
         for code, kind, price, stock in [
@@ -46,6 +47,24 @@ def test_the_figures_are_the_same_everywhere(page: ModuleType) -> None:
         "per kind": {"tea": 3, "book": 1, "cup": 1},
         "stock of large kinds": {"tea": 15},
     }
+
+
+def test_tables_are_joined(page: ModuleType) -> None:
+    """For conditions, orders and figures; each product is there once, or not sold at all."""
+    for product_id, pieces in ((2, 1), (1, 2), (1, 3), (5, 4)):
+        page.Sale(product_id=product_id, pieces=pieces).save()
+    assert [sale.pieces for sale in page.teas_sold()] == [3, 2, 1]
+    assert page.pieces_by_code() == {"a": 5, "b": 1, "e": 4}
+    assert [product.code for product in page.sold_at_all()] == ["a", "b", "e"]
+    assert [product.code for product in page.never_sold()] == ["c", "d"]
+
+
+def test_some_fields_are_read_and_written(page: ModuleType, configured_database: TestDatabase) -> None:
+    """And the others stay as they are."""
+    assert page.price_list()[0] == {"code": "a", "price": Decimal(4)}
+    page.raise_prices()
+    assert [row["price"] for row in page.price_list()] == [8, 16, 24, 60, 6]
+    assert configured_database.scalar("SELECT sum(stock) FROM products") == 16
 
 
 def test_many_rows_are_walked_and_paged(page: ModuleType, configured_database: TestDatabase) -> None:

@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import ClassVar
 
 import pytest
+import sqlalchemy as sa
 
 from bench.databases import Pair, Trio
-from crosstie.orm import ActiveRecord
+from crosstie.orm import ActiveRecord, ConnectionManager
+from crosstie.orm.condition import Condition
+from crosstie.orm.database import Database
 from crosstie.orm.errors import InvalidQuery
 from crosstie.orm.field import IntegerPKMixin
 from crosstie.orm.relation import BelongsTo, HasMany
@@ -93,6 +98,73 @@ def test_updates_by_a_condition_on_another_database(blog: Pair) -> None:
     assert User.find(3).age == 1
     assert Post.find_all().where_missing("user").delete_all() == 2
     assert Post.find_all().count() == 4
+
+
+class Meeting(Condition):
+    """Met by every row; two threads that send it wait for each other while they hold the connection it is sent on."""
+
+    is_given = True
+
+    def __init__(self, barrier: threading.Barrier) -> None:
+        self._barrier = barrier
+
+    def clause(self, database: Database) -> sa.ColumnElement[bool]:
+        """No condition at all."""
+        self._barrier.wait(timeout=20)
+        return sa.true()
+
+
+def one_connection_each(pair: Pair) -> None:
+    """Pools that give a second connection to nobody."""
+    narrow = {"pool_size": 1, "max_overflow": 0, "pool_timeout_s": 1.0}
+    ConnectionManager.configure({name: {**one.config, **narrow} for name, one in pair.by_name.items()})
+
+
+def test_no_connection_is_held_while_another_database_is_asked_for_keys(blog: Pair) -> None:
+    """A path that leads to the other database and back needs one connection of each at a time, whatever is asked."""
+    one_connection_each(blog)
+    back = User.find_all().where_has("posts.comments.author", lambda users: users.where_has("profile"))
+    assert sorted(back.pluck("id")) == [1, 2]
+    assert back.count() == len(back.all()) == back.paginate(1).total == 2
+    assert back.exists()
+    assert back.sum("age") == 43
+    assert back.group_by("age").count() == {21: 1, 22: 1}
+    assert back.explain()
+    assert "users" in back.to_sql()
+    assert [len(batch) for batch in back.in_batches(1)] == [1, 1]
+    counted = User.find_all().with_count(posts=lambda posts: posts.where_has("user")).order_by("id").all()
+    assert [user.posts.count() for user in counted] == [2, 2, 0]
+    assert User.find_all().where_missing("posts.user").pluck("id") == [3]
+    assert back.update_all(age=50) == 2
+    assert back.delete_all() == 2
+
+
+def test_two_threads_that_ask_in_opposite_directions_do_not_wait_for_each_other(blog: Pair) -> None:
+    """Each reads the other's database while it holds no connection of its own, though no pool has a second."""
+    one_connection_each(blog)
+    meeting = Meeting(threading.Barrier(2))
+    users = User.find_all().where_has("posts", lambda posts: posts.meeting(meeting))
+    posts = Post.find_all().where_has("user", lambda owners: owners.meeting(meeting))
+    with ThreadPoolExecutor(2) as threads:
+        found = [threads.submit(query.count) for query in (users, posts)]
+    assert [one.result() for one in found] == [2, 4]
+
+
+def test_batches_read_the_keys_of_another_database_once(blog: Pair) -> None:
+    """When the first batch is asked for; and so does a query that was resolved by hand."""
+    rows = Post.find_all().where_has("user", lambda users: users.where_has("posts"))
+    with logged_statements() as log:
+        batches = rows.in_batches(1)
+        assert len(log) == 0
+        assert [[post.id for post in batch] for batch in batches] == [[1], [2], [3], [4]]
+    assert log.by_database == {"default": 1, "secondary": 1 + 5}
+    with logged_statements() as log:
+        assert [post.id for post in rows.find_each(3)] == [1, 2, 3, 4]
+    assert log.by_database == {"default": 1, "secondary": 1 + 2}
+    with logged_statements() as log:
+        resolved = rows.resolved()
+        assert resolved.count() == len(resolved.all()) == 4
+    assert log.by_database == {"default": 1, "secondary": 1 + 2}
 
 
 class Worker(IntegerPKMixin, ActiveRecord):

@@ -106,24 +106,24 @@ class Groups(Generic[K]):
         """How many rows each group has."""
         return self._ask(COUNT)
 
-    def sum(self, name: str) -> dict[K, Any]:
+    def sum(self, name: str | sa.ColumnElement[Any]) -> dict[K, Any]:
         """The sum of a field in each group."""
-        return self._ask(total(self._query.mapping.field(name)))
+        return self._ask(total(self._query.selection.field(name)))
 
-    def avg(self, name: str) -> dict[K, Any]:
+    def avg(self, name: str | sa.ColumnElement[Any]) -> dict[K, Any]:
         """The average of a field in each group, None where it is NULL in all of its rows."""
-        return self._ask(average(self._query.mapping.field(name)))
+        return self._ask(average(self._query.selection.field(name)))
 
-    def min(self, name: str) -> dict[K, Any]:
+    def min(self, name: str | sa.ColumnElement[Any]) -> dict[K, Any]:
         """The least value of a field in each group."""
-        return self._ask(extreme(self._query.mapping.field(name), "min"))
+        return self._ask(extreme(self._query.selection.field(name), "min"))
 
-    def max(self, name: str) -> dict[K, Any]:
+    def max(self, name: str | sa.ColumnElement[Any]) -> dict[K, Any]:
         """The greatest value of a field in each group."""
-        return self._ask(extreme(self._query.mapping.field(name), "max"))
+        return self._ask(extreme(self._query.selection.field(name), "max"))
 
     def _ask(self, aggregate: Aggregate) -> dict[K, Any]:
-        rows = self._query.grouped_rows(self._fields, aggregate.columns, self._having)
+        rows = self._query.grouped_rows(self._fields, aggregate, self._having)
         width = len(self._fields)
         found: dict[Any, Any] = {}
         for row in rows:

@@ -20,7 +20,7 @@ from crosstie.orm.errors import CrossDatabaseQuery, InvalidQuery
 from crosstie.orm.keyset import MANY_VALUES, require_packet
 from crosstie.orm.mapping import MappedField, TableMapping
 
-__all__ = ["Condition", "Expression", "Membership", "keyword", "require_one_database", "require_one_table"]
+__all__ = ["Condition", "Expression", "Membership", "keyword", "require_one_database", "require_tables"]
 
 _LISTS: Final = (list, tuple, set, frozenset)
 
@@ -30,6 +30,12 @@ class Condition:
 
     is_given = False
     """Whether a user wrote it, so that it may name tables which the query does not read."""
+    is_resolved = True
+    """Whether nothing need be read of another database before it is sent."""
+
+    def resolved(self) -> Condition:
+        """The same condition, with what it needs of another database read now. Raises DatabaseUnavailable."""
+        return self
 
     def clause(self, database: Database) -> sa.ColumnElement[bool]:
         """The SQL expression for this database."""
@@ -159,11 +165,11 @@ def require_one_database(mapping: TableMapping, element: sa.ClauseElement) -> No
             )
 
 
-def require_one_table(mapping: TableMapping, statement: sa.Select[Any]) -> None:
-    """Raise InvalidQuery where a condition names another table outside a subquery: every row would meet every row."""
+def require_tables(mapping: TableMapping, source: sa.FromClause, statement: sa.Select[Any]) -> None:
+    """Raise InvalidQuery where a statement names a table outside of its source: every row would meet every row."""
     for table in statement.get_final_froms():
-        if table is not mapping.table:
+        if table is not source:
             raise InvalidQuery(
-                f"a condition on {mapping.model.__qualname__} uses {table!s}, which the query does not read: put it "
-                "into a subquery (column.in_(sqlalchemy.select(...)) or sqlalchemy.exists())."
+                f"a condition on {mapping.model.__qualname__} uses {table!s}, which it does not read: join() its "
+                "relation, or put it into a subquery (column.in_(sqlalchemy.select(...)) or sqlalchemy.exists())."
             )

@@ -61,9 +61,9 @@ def _counts(link: Link, keys: list[Any], query: Query[Any]) -> dict[Any, int]:
     last = link.chain[-1]
     found: dict[Any, int] = {}
     for values in portions(link.target, [last.far.sought(key) for key in keys]):
-        meeting = query.meeting(Membership(last.far, values))
+        asked = query.meeting(Membership(last.far, values)).selection._replace(order=()).asked()
         with reading(link.target) as (connection, database):
-            statement = meeting._select(database, [last.far.column, sa.func.count()], None, ())
+            statement = asked.select(database, [last.far.column, sa.func.count()])
             rows = connection.execute(statement.group_by(last.far.column)).all()
         convert = last.far.convert
         for value, number in rows:

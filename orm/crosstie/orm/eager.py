@@ -100,7 +100,7 @@ def _load(
     waiting: dict[Any, list[ActiveRecord]] = {}
     known_ones: dict[int, ActiveRecord] = {}
     for record in records:
-        key = record.__dict__[near]
+        key = getattr(record, near)
         known = related.MISSING if afresh else related.recall(record, name, key)
         if known is not related.MISSING:
             known_ones.update((id(one), one) for one in _sequence(known))
@@ -117,7 +117,7 @@ def _load(
         else:
             found = _parents(link, relation.cache, asked, query)
             strictness.watch(found, strict)
-        groups = _grouped(link, found, reached, ordered=bool(query._order))
+        groups = _grouped(link, found, reached, ordered=bool(query.selection.order))
         _deal(relation, link, waiting, groups)
         if not known_ones:
             return found
@@ -128,12 +128,13 @@ def _load(
 def _ask(link: Link, keys: Sequence[Any], query: Query[Any]) -> list[Any]:
     last = link.chain[-1]
     lists = portions(link.target, [last.far.sought(key) for key in keys])
-    if len(lists) > 1 and link.hops and query._order:
+    if len(lists) > 1 and link.hops and query.selection.order:
         raise InvalidQuery(
             f"{len(keys)} keys of {link.target.model.__qualname__} are too long for one statement, and the answers "
             "of several have no common order: load fewer records at once, or leave out order_by()."
         )
-    return [one for values in lists for one in query.meeting(Membership(last.far, values)).all()]
+    rows = query.loading([last.far])
+    return [one for values in lists for one in rows.meeting(Membership(last.far, values)).all()]
 
 
 def _parents(link: Link, policy: Cached, keys: Sequence[Any], query: Query[Any]) -> list[Any]:
@@ -173,7 +174,7 @@ def _deal(
         group = groups.get(key, [])
         for record in records:
             value: Any = list(group) if relation.many else (group[0] if group else None)
-            related.remember(record, name, record.__dict__[near], value)
+            related.remember(record, name, getattr(record, near), value)
         if link.inverse is not None:
             related.set_back(group, link, records[0], of_one_query=True)
 

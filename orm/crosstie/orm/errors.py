@@ -21,6 +21,7 @@ __all__ = [
     "DeadlockDetected",
     "DeleteRestricted",
     "DuplicateKey",
+    "FieldNotLoaded",
     "IntegrityViolation",
     "InvalidQuery",
     "LazyLoadWarning",
@@ -148,6 +149,12 @@ class ReferenceTypeMismatch(InvalidQuery):
     """A reference's key and the key it refers to have types that do not compare."""
 
     code = "query.reference-type-mismatch"
+
+
+class FieldNotLoaded(CrosstieError):
+    """A field of a record was used that `select()` has left out."""
+
+    code = "record.field-not-loaded"
 
 
 class StrictLoadingViolation(CrosstieError):

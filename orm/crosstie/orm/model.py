@@ -15,7 +15,7 @@ from crosstie.orm import collection, persistence, related, schema, upserting
 from crosstie.orm import state as record_state
 from crosstie.orm.callback import Operation, callbacks_of
 from crosstie.orm.declaration import connection_of, relations_of, table_name_of
-from crosstie.orm.errors import InvalidQuery, ModelDefinitionError, RecordNotFound, StaleRecord
+from crosstie.orm.errors import FieldNotLoaded, InvalidQuery, ModelDefinitionError, RecordNotFound, StaleRecord
 from crosstie.orm.mapping import Columns, mapping_of
 from crosstie.orm.origin import mark_origin, origin_of, require_origin
 from crosstie.orm.placement import Placement
@@ -226,7 +226,7 @@ class ActiveRecord(BaseModel):
         try:
             for name, value in values.items():
                 setattr(self, name, value)
-        except ValidationError:
+        except (ValidationError, FieldNotLoaded):
             self.__dict__.update(before)
             raise
         return self.save()
@@ -284,6 +284,7 @@ class ActiveRecord(BaseModel):
                 f"database {mapping.connection!r} no longer has this {type(self).__qualname__}: {values}."
             )
         self.__dict__.update(found.__dict__)
+        self.__pydantic_fields_set__.update(found.__pydantic_fields_set__)
         record_state.mark_loaded(self, mapping.mutable)
         related.forget_all(self)
         return self
@@ -303,6 +304,14 @@ class ActiveRecord(BaseModel):
             raise StaleRecord(f"{action}() expected a row, and this {type(self).__qualname__} was deleted.")
         require_origin(self, mapping_of(type(self)))
 
+    def _require_loaded(self, name: str) -> None:
+        """A field has no value: raise FieldNotLoaded where that is because of `select()`."""
+        if not record_state.is_new(self):
+            raise FieldNotLoaded(
+                f"{type(self).__qualname__}.{name} was not loaded with this record, whose query selects "
+                f"{', '.join(self.__dict__)}: add select({name!r}), or refresh() the record."
+            )
+
     # -- attributes, pickling -------------------------------------------------------------------------------
 
     if not TYPE_CHECKING:  # a type checker should go on refusing attributes that do not exist
@@ -311,6 +320,8 @@ class ActiveRecord(BaseModel):
             if name in type(self).__pydantic_fields__:
                 before = self.__dict__
                 old = before.get(name, _UNSET)
+                if old is _UNSET:
+                    self._require_loaded(name)
                 try:
                     super().__setattr__(name, value)
                 except BaseException:
@@ -333,6 +344,8 @@ class ActiveRecord(BaseModel):
                     known = related.recall(self, relation.name, getattr(self, near))
                     if known is not related.MISSING:
                         return known
+            elif name in type(self).__pydantic_fields__:
+                self._require_loaded(name)
             return super().__getattr__(name)
 
     def __getstate__(self) -> dict[Any, Any]:

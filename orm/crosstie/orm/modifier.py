@@ -16,7 +16,7 @@ Modifier: TypeAlias = Callable[["Query[Any]"], "Query[Any]"]
 
 
 def modified(query: Query[Any], modifiers: Iterable[Modifier], where: str) -> Query[Any]:
-    """The query as the modifiers make it, in their order.
+    """The query as the modifiers make it, in their order, and each row once where they join others to it.
 
     Raises InvalidQuery where one returns no query of the same model, or one with a limit or an offset, which would
     count the rows of all records together.
@@ -29,9 +29,9 @@ def modified(query: Query[Any], modifiers: Iterable[Modifier], where: str) -> Qu
                 f"given, narrowed or ordered, and it returned {made!r}."
             )
         query = made
-    if query._limit is not None or query._offset is not None:
+    if query.selection.is_cut:
         raise InvalidQuery(
             f"{where}: a limit or an offset would count the rows of all records together, not of each: take the "
             "first ones of each record's list, or ask each record's query()."
         )
-    return query
+    return query.distinct() if query.selection.repeats else query

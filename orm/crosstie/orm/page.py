@@ -73,8 +73,11 @@ class After(Condition):
 
 
 def batches(query: Query[M], size: int, limit: int | None) -> Iterator[list[M]]:
-    """The query's records in lists of `size`, by primary key; each list is a statement of its own."""
-    key = query.mapping.key
+    """The query's records in lists of `size`, by primary key; each list is a statement of its own.
+
+    What conditions need of other databases is read once, when the first list is asked for.
+    """
+    key, query = query.mapping.key, query.resolved()
     ordered = query.order_by(*(field.name for field in key))
     rest, position = limit, ordered
     while rest is None or rest > 0:

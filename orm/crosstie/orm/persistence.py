@@ -193,7 +193,7 @@ def write_fields(record: ActiveRecord, mapping: TableMapping, values: Mapping[st
     held = record.__dict__
     state = record_state.state_of(record) or record_state.LOADED
     new: dict[str, Any] = {**values, **next_version(record, mapping)}
-    old = {name: state.get(name, held[name]) for name in new}
+    old = {name: state[name] if name in state else getattr(record, name) for name in new}
     row = _row(record, (field for field in mapping.fields.values() if field.name in new), new)
     with writing(mapping) as write:
         _update_row(record, mapping, row, write)
@@ -324,7 +324,7 @@ def _delta(record: ActiveRecord, field: MappedField, delta: Any) -> Any:
         )
     if field.name in record_state.changes(record):
         raise RecordInvalid(f"{field.column!s} has an unsaved change, which increment() would mix up: save() first.")
-    if record.__dict__.get(field.name) is None:
+    if getattr(record, field.name) is None:
         raise RecordInvalid(f"{field.column!s} is NULL, and NULL plus a number is NULL: assign a value first.")
     return checked(field, field.coerce(delta))
 

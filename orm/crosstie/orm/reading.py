@@ -33,26 +33,33 @@ def fetch(
     connection: sa.Connection,
     statement: sa.Select[Any],
     parameters: Mapping[str, Any] | None = None,
+    *,
+    fields: tuple[MappedField, ...] | None = None,
 ) -> list[Any]:
-    """Run a statement that selects all columns of the model in their order, and load its rows."""
+    """Run a statement that selects these columns of the model, or all, in their order, and load its rows."""
     result = connection.execute(statement, parameters)
     try:
         cursor: Any = result.cursor
-        return _loaded(mapping, connection, cursor.fetchall(), cursor.description)
+        return _loaded(mapping, connection, cursor.fetchall(), cursor.description, fields)
     finally:
         result.close()
 
 
 def _loaded(
-    mapping: TableMapping, connection: sa.Connection, rows: Sequence[Any], description: Sequence[Sequence[Any]]
+    mapping: TableMapping,
+    connection: sa.Connection,
+    rows: Sequence[Any],
+    description: Sequence[Sequence[Any]],
+    fields: tuple[MappedField, ...] | None = None,
 ) -> list[Any]:
     if not rows:
         return []
-    load = mapping.loaders.get(connection.dialect)
+    shape = connection.dialect if fields is None else (connection.dialect, fields)
+    load = mapping.loaders.get(shape)
     if load is None:
-        fields = tuple(mapping.fields.values())
-        processors = result_processors(fields, connection.dialect, description)
-        load = mapping.loaders[connection.dialect] = make_loader(mapping.model, fields, processors)
+        loaded = tuple(mapping.fields.values()) if fields is None else fields
+        processors = result_processors(loaded, connection.dialect, description)
+        load = mapping.loaders[shape] = make_loader(mapping.model, loaded, processors)
     records: list[Any] = load(rows)
     if mapping.is_placed:
         # A replica has no rows of its own: its records are saved to the primary of the same choice.

@@ -105,7 +105,7 @@ def set_back(found: Sequence[ActiveRecord], link: Link, record: ActiveRecord, *,
             object.__setattr__(other, "_related", {name: (other.__dict__[far], record, None)})
         return
     for other in found:
-        remember(other, name, other.__dict__[far], record)
+        remember(other, name, getattr(other, far), record)
 
 
 def assign(record: ActiveRecord, relation: Relation[Any], value: Any) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Self, TypeVar
+from typing import TYPE_CHECKING, Generic, NamedTuple, Self, TypeVar
 
 from crosstie.orm import counting, eager, strictness
+from crosstie.orm.errors import InvalidQuery
 from crosstie.orm.modifier import Modifier
 from crosstie.orm.semijoin import has_related
 from crosstie.orm.strictness import Strictness
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from crosstie.orm.condition import Condition
     from crosstie.orm.mapping import TableMapping
     from crosstie.orm.model import ActiveRecord
+    from crosstie.orm.selection import Selection
 
 __all__ = ["Plan", "RelationQuery"]
 
@@ -26,6 +28,19 @@ class Plan(NamedTuple):
     wanted: tuple[eager.Wanted, ...] = ()
     counted: tuple[counting.Counted, ...] = ()
     strict: Strictness | None = None
+
+    def require_loaded(self, selection: Selection) -> None:
+        """Raise InvalidQuery where `select` leaves out a key that a relation to be loaded or counted starts from."""
+        if selection.loaded is None:
+            return
+        for path, _ in (*self.wanted, *self.counted):
+            relation = selection.mapping.relation(path.partition(".")[0])
+            near = relation.link(selection.mapping.model).near
+            if near not in selection.loaded:
+                raise InvalidQuery(
+                    f"{relation!r} is to be loaded, and select() leaves out {near.name!r}, the field that it starts "
+                    f"from: add select({near.name!r})."
+                )
 
     def complete(self, model: type[ActiveRecord], records: Sequence[ActiveRecord]) -> None:
         """Load and count what was asked for."""
@@ -44,13 +59,17 @@ class RelationQuery(Generic[M]):
     __slots__ = ()
 
     _model: type[M]
-    _mapping: TableMapping
     _plan: Plan
+    _selection: Selection
 
     if TYPE_CHECKING:
 
-        def _with(self, **changed: Any) -> Self: ...
-        def meeting(self, condition: Condition) -> Self: ...  # noqa: D102 - Query's
+        @property
+        def mapping(self) -> TableMapping: ...  # noqa: D102 - Query's, as the others
+        def meeting(self, condition: Condition) -> Self: ...  # noqa: D102
+        def distinct(self) -> Self: ...  # noqa: D102
+        def resolved(self) -> Self: ...  # noqa: D102
+        def _planned(self, plan: Plan) -> Self: ...
 
     def with_(self, *paths: str | Mapping[str, Modifier], **modifiers: Modifier) -> Self:
         """Load these relations with the rows, each in one query: `with_("posts", "posts.comments")`.
@@ -65,7 +84,7 @@ class RelationQuery(Generic[M]):
         wanted += modifiers.items()
         for path, modifier in wanted:
             eager.require_path(self._model, path, modifier)
-        return self._with(_plan=self._plan._replace(wanted=(*self._plan.wanted, *wanted)))
+        return self._planned(self._plan._replace(wanted=(*self._plan.wanted, *wanted)))
 
     def with_count(self, *names: str, **modifiers: Modifier) -> Self:
         """Count what these relations lead to with the rows, each in one query; `record.posts.count()` then knows.
@@ -75,7 +94,7 @@ class RelationQuery(Generic[M]):
         counted: list[counting.Counted] = [*((name, None) for name in names), *modifiers.items()]
         for name, modifier in counted:
             counting.require_many(self._model, name, modifier)
-        return self._with(_plan=self._plan._replace(counted=(*self._plan.counted, *counted)))
+        return self._planned(self._plan._replace(counted=(*self._plan.counted, *counted)))
 
     def where_has(self, path: str, modifier: Modifier | None = None) -> Self:
         """Rows for which a relation (or a path of them) leads to a row; to one that the modifier lets pass.
@@ -96,11 +115,11 @@ class RelationQuery(Generic[M]):
         """
         if mode is not None:
             strictness.require_strictness(mode, "strict()")
-        return self._with(_plan=self._plan._replace(strict=mode))
+        return self._planned(self._plan._replace(strict=mode))
 
     def _related(self, path: str, modifier: Modifier | None, method: str, *, absent: bool) -> Condition:
         name, _, rest = path.partition(".")
-        relation = self._mapping.relation(name)
+        relation = self.mapping.relation(name)
         given: list[Modifier] = [] if modifier is None else [modifier]
         if rest:
             given = [lambda rows: rows.where_has(rest, modifier)]

@@ -1,7 +1,8 @@
 """Rows that have, or have not, related rows: a subquery within one database, two queries across two.
 
 Across databases the keys of the one side are read first and sent to the other as one list, so both statements are
-plain ones; they do not see the same moment. Such a condition reads its keys each time that its query is sent.
+plain ones; they do not see the same moment. The keys are read before the query takes a connection of its own, so no
+thread holds one while it waits for another.
 """
 
 from __future__ import annotations
@@ -24,55 +25,71 @@ if TYPE_CHECKING:
     from crosstie.orm.query import Query
     from crosstie.orm.relation import Relation
 
-__all__ = ["Among", "has_related", "related_rows"]
+__all__ = ["Absent", "Among", "has_related", "related_rows"]
 
 
 class Among(Condition):
-    """A field is among the values of a field of another query's rows; NULL is among none.
+    """A field is among the values of a field of another query's rows; NULL is among none."""
 
-    `absent` turns it round: the rows whose field is NULL, or not among them.
-    """
+    is_resolved = False
 
     def __init__(
-        self,
-        mapping: TableMapping,
-        field: MappedField,
-        rows: Query[Any],
-        values: MappedField,
-        link: Link,
-        *,
-        absent: bool = False,
+        self, mapping: TableMapping, field: MappedField, rows: Query[Any], values: MappedField, link: Link
     ) -> None:
         self._mapping = mapping
         self._field = field
         self._rows = rows
         self._values = values
         self._link = link
-        self._absent = absent
+
+    def resolved(self) -> Condition:
+        """The keys themselves, where another database has them; no connection is held but the one they come from."""
+        if self._is_here():
+            return Among(self._mapping, self._field, self._rows.resolved(), self._values, self._link)
+        return Membership(self._field, self._read())
 
     def clause(self, database: Database) -> sa.ColumnElement[bool]:
-        """The condition for this database, for which another may be asked here. Raises DatabaseUnavailable."""
-        other, column = self._rows._mapping, self._field.column
-        if other.connection == self._mapping.connection:
-            found: sa.ColumnElement[bool] = column.in_(self._subquery(database, other))
-        else:
-            found = Membership(self._field, self._read(other)).clause(database)
-        return sa.or_(column.is_(None), sa.not_(found)) if self._absent else found
-
-    def _subquery(self, database: Database, other: TableMapping) -> sa.Select[Any]:
+        """The condition for this database, for which another is asked where `resolved` has not."""
+        if not self._is_here():
+            return self.resolved().clause(database)
+        rows = self._rows.selection
         present = self._values.column.is_not(None)  # NOT IN a list with NULL is true of no row
-        inner = self._rows._select(database, [self._values.column], None, ()).where(present)
-        # MySQL refuses to write to a table that a subquery of the statement reads, but not one that is derived.
-        return sa.select(*inner.subquery().c) if other.table is self._mapping.table else inner
+        inner = rows._replace(order=()).select(database, [self._values.column]).where(present)
+        if any(read.table is self._mapping.table for read in rows.tables):
+            # MySQL refuses to write to a table that a subquery of the statement reads, but not one that is derived.
+            inner = sa.select(*inner.subquery().c)
+        return self._field.column.in_(inner)
 
-    def _read(self, other: TableMapping) -> list[Any]:
-        with reading(other) as (connection, database):
-            selected = self._rows._select(database, [self._values.column], None, ())
+    def _is_here(self) -> bool:
+        return self._rows.mapping.connection == self._mapping.connection
+
+    def _read(self) -> list[Any]:
+        rows = self._rows.selection._replace(order=()).resolved()
+        with reading(rows.mapping) as (connection, database):
+            selected = rows.select(database, [self._values.column])
             values = connection.execute(selected.distinct()).scalars().all()
         convert = self._values.convert
         converted = values if convert is None else map(convert, values)
         plain = {self._link.hashable(value): None for value in converted if value is not None}
         return [self._field.sought(value) for value in plain]
+
+
+class Absent(Condition):
+    """A field is NULL, or not among what a condition on it finds."""
+
+    is_resolved = False
+
+    def __init__(self, field: MappedField, among: Condition) -> None:
+        self._field = field
+        self._among = among
+
+    def resolved(self) -> Condition:
+        """With what was to be read of another database."""
+        return Absent(self._field, self._among.resolved())
+
+    def clause(self, database: Database) -> sa.ColumnElement[bool]:
+        """The opposite of the other's."""
+        return sa.or_(self._field.column.is_(None), sa.not_(self._among.clause(database)))
 
 
 def has_related(
@@ -83,7 +100,8 @@ def has_related(
     rows = modified(_query(chain[-1]), modifiers, where)
     for hop, following in zip(reversed(chain[:-1]), reversed(chain[1:]), strict=True):
         rows = _query(hop).meeting(Among(hop.target, following.near, rows, following.far, following))
-    return Among(mapping_of(model), chain[0].near, rows, chain[0].far, chain[0], absent=absent)
+    among = Among(mapping_of(model), chain[0].near, rows, chain[0].far, chain[0])
+    return Absent(chain[0].near, among) if absent else among
 
 
 def related_rows(record: ActiveRecord, relation: Relation[Any]) -> Query[Any]:

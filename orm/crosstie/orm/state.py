@@ -72,7 +72,7 @@ def mark_new(record: ActiveRecord) -> None:
 def mark_loaded(record: ActiveRecord, mutable: Iterable[str]) -> None:
     """The row has exactly the record's values; those that can change unseen are copied."""
     values = record.__dict__
-    set_state(record, {name: deepcopy(values[name]) for name in mutable} or LOADED)
+    set_state(record, {name: deepcopy(values[name]) for name in mutable if name in values} or LOADED)
 
 
 def mark_written(record: ActiveRecord, names: Iterable[str]) -> None:
