@@ -36,7 +36,7 @@ from crosstie.orm.errors import (
 from crosstie.orm.field import IntegerPKMixin
 from crosstie.orm.integrity import AuditedReference, AuditState, audit_reference
 from crosstie.orm.placement import Placement, chosen
-from crosstie.orm.relation import BelongsTo, HasMany
+from crosstie.orm.relation import BelongsTo, HasMany, ManyToMany
 from crosstie.orm.statement_log import logged_statements
 from crosstie.outbox.tables import create_tables
 from crosstie.sagas import SagaAborted, saga
@@ -257,6 +257,63 @@ def test_relations_stay_within_the_tenant(tenants: Pair) -> None:
             assert len(log) == 3
             assert company is not None
             assert company.name == "acme & bolt"
+
+
+def test_a_chain_may_lead_over_a_table_that_each_tenant_has(tenants: Pair) -> None:
+    """From a shared table over the tenant's and on to a shared one; what one tenant's led to is not another's."""
+
+    class Shop(IntegerPKMixin, ActiveRecord):
+        __table_name__ = "shops"
+        __connection__ = "tenant_bolt"
+
+        sales: ClassVar[HasMany[Sale]] = HasMany(foreign_key="shop_id")
+        carriers: ClassVar[HasMany[Carrier]] = HasMany(through="sales", source="carrier")
+        tied: ClassVar[ManyToMany[Carrier]] = ManyToMany(through="Sale")
+
+    class Sale(IntegerPKMixin, ActiveRecord):
+        __table_name__ = "sales"
+        __connection__ = COMPANY
+
+        shop_id: int
+        carrier_id: int
+
+        shop: ClassVar[BelongsTo[Shop]] = BelongsTo(foreign_key="shop_id")
+        carrier: ClassVar[BelongsTo[Carrier]] = BelongsTo(foreign_key="carrier_id")
+
+    class Carrier(IntegerPKMixin, ActiveRecord):
+        __table_name__ = "carriers"
+        __connection__ = "tenant_acme"
+
+        name: str
+
+    Shop.create_table()
+    Carrier.create_table()
+    shop = Shop().save()
+    by_tenant = {"acme": ["acme's"], "bolt": ["bolt's", "everybody's"]}
+    for name in ("acme's", "bolt's", "everybody's"):
+        Carrier(name=name).save()
+    for tenant, carriers in by_tenant.items():
+        with connected_to(tenant=tenant):
+            Sale.create_table()
+            for carrier_id in Carrier.find_all().where(name=carriers).pluck("id"):
+                Sale(shop_id=1, carrier_id=carrier_id).save()
+    for tenant, carriers in by_tenant.items():
+        with connected_to(tenant=tenant):
+            for relation in (shop.carriers, shop.tied):
+                assert sorted(carrier.name for carrier in relation()) == carriers
+                assert sorted(relation.query().pluck("name")) == carriers
+                assert relation.count() == len(carriers)
+            (eager,) = Shop.find_all().with_("carriers", "tied").with_count("tied").all()
+            assert sorted(carrier.name for carrier in eager.carriers()) == carriers
+            assert sorted(carrier.name for carrier in eager.tied()) == carriers
+            assert eager.tied.count() == len(carriers)
+            everybody = Shop.find_all().where_has("carriers", lambda rows: rows.where(name="everybody's"))
+            assert everybody.count() == (tenant == "bolt")
+    with logged_statements() as log:
+        for ask in (shop.carriers, shop.tied, Shop.find_all().where_has("carriers").all):
+            with pytest.raises(NoTenantChosen, match="'tenant'"):
+                ask()
+    assert len(log) == 0
 
 
 def test_a_record_of_one_tenant_is_refused_while_another_is_chosen(tenants: Pair) -> None:
