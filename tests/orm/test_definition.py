@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import sys
 from types import ModuleType
-from typing import Annotated, ClassVar, Optional
+from typing import Annotated, Any, ClassVar, Optional
 
 import pytest
 import sqlalchemy as sa
@@ -10,9 +10,9 @@ import sqlalchemy as sa
 from bench.databases import Pair, TestDatabase
 from crosstie.orm import ActiveRecord, ConnectionManager, metadata, references
 from crosstie.orm.errors import AmbiguousModel, InvalidQuery, ModelDefinitionError
-from crosstie.orm.field import Column, IntegerPKMixin, Text
+from crosstie.orm.field import Column, CompositePKMixin, IntegerPKMixin, Text
 from crosstie.orm.registry import registry
-from crosstie.orm.relation import BelongsTo, HasMany
+from crosstie.orm.relation import BelongsTo, HasMany, HasOne, ManyToMany
 from crosstie.orm.statement_log import logged_statements
 from orm.blog import Comment, Post, Profile, User
 
@@ -43,6 +43,40 @@ def test_a_reference_needs_its_field() -> None:
 
     with pytest.raises(ModelDefinitionError, match=r"no field 'usr_id'.*Did you mean 'user_id'"):
         Note.__table__  # noqa: B018
+
+
+def test_a_relation_refers_to_one_field() -> None:
+    """A composite key is refused where it is named and where it is meant, with what to do instead."""
+    fields: Any = ("tenant_id", "user_id")
+    for declare in (
+        lambda: BelongsTo(foreign_key=fields),
+        lambda: HasMany(foreign_key=list(fields)),
+        lambda: HasOne(foreign_key="user_id", primary_key=fields),
+        lambda: ManyToMany(through="Tie", target_key=fields),
+    ):
+        with pytest.raises(ModelDefinitionError, match=r"(foreign|primary|target)_key to be the name of one field"):
+            declare()
+
+    class Tenancy(CompositePKMixin, ActiveRecord):
+        __table_name__ = "tenancies"
+        __connection__ = "default"
+        __primary_key__ = ("tenant_id", "user_id")
+
+        tenant_id: int
+        user_id: int
+
+    class Lease(IntegerPKMixin, ActiveRecord):
+        __table_name__ = "leases"
+        __connection__ = "secondary"
+
+        user_id: int
+
+        tenancy: ClassVar[BelongsTo[Tenancy]] = BelongsTo(foreign_key="user_id")
+        by_user: ClassVar[BelongsTo[Tenancy]] = BelongsTo(foreign_key="user_id", primary_key="user_id")
+
+    with pytest.raises(ModelDefinitionError, match=r"the composite key \(tenant_id, user_id\).*primary_key="):
+        Lease.find_all().with_("tenancy")
+    assert Lease.find_all().with_("by_user") is not None
 
 
 @pytest.mark.filterwarnings("ignore:Field name")

@@ -38,12 +38,22 @@ class Relation(Generic[T]):
     """How long what it leads to is kept, where it is."""
 
     def __init__(self, *, foreign_key: str, inverse_of: str | None = None, primary_key: str | None = None) -> None:
+        self._require_one_field(foreign_key=foreign_key, primary_key=primary_key)
         self.foreign_key = foreign_key
         self.inverse_of = inverse_of
         self.primary_key = primary_key
         self.name = ""
         self._owner: type[ActiveRecord] | None = None
         self._links: dict[type[ActiveRecord], tuple[int, Link]] = {}
+
+    def _require_one_field(self, **named: object) -> None:
+        for argument, given in named.items():
+            if given is not None and not isinstance(given, str):
+                raise ModelDefinitionError(
+                    f"{type(self).__name__}: expected {argument} to be the name of one field, and found {given!r}: a "
+                    "relation cannot refer to a key of several fields. Give the target a unique field besides, and "
+                    "name it with primary_key=..."
+                )
 
     def __set_name__(self, owner: type[ActiveRecord], name: str) -> None:
         self._owner = owner
@@ -257,6 +267,7 @@ class ManyToMany(ToMany[T]):
         target_key: str | None = None,
     ) -> None:
         super().__init__(foreign_key=foreign_key or "")
+        self._require_one_field(target_key=target_key)
         self.through = through
         self.target_key = target_key or ""
 
