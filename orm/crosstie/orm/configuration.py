@@ -138,7 +138,7 @@ class OutboxSettings(_Section):
     batch_target_s: Annotated[float, Field(gt=0)] = 0.5
     lease_s: Annotated[float, Field(gt=0)] = 30.0
     lanes_per_target: Annotated[int, Field(ge=1)] = 16
-    attempts: Annotated[int, Field(ge=1)] = 12
+    attempts: Annotated[int, Field(ge=1)] = 20
 
 
 class RelationSettings(_Section):
