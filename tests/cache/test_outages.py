@@ -15,6 +15,7 @@ import redis
 
 from bench.databases import Pair
 from bench.guard import configured_databases
+from bench.processes import Spawner
 from bench.proxy import Proxy
 from cache.blog import asked, cached_name, carry, events, open_blog, person
 from crosstie.orm.cache import counters
@@ -132,6 +133,33 @@ def test_connections_that_redis_has_closed_are_made_again(blog_behind: Any, prox
     proxy.heal()
     assert asked(blog_behind, author) == 0
     assert counters().errors == before.errors
+
+
+FORKING = """
+    import os
+    from cache.blog import cached_name, define
+
+    blog = define()
+    ann, bob = (blog.Author.find_by(handle=handle) for handle in ("ann", "bob"))
+    assert cached_name(blog, ann) == "Ann"
+    child = os.fork()
+    one, name = (bob, "Bob") if child == 0 else (ann, "Ann")
+    for _ in range(300):
+        assert cached_name(blog, one) == name
+    if child == 0:
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+def test_a_forked_process_has_a_connection_of_its_own(
+    blog: Any, crash_pair: Pair, redis_url: str, prefix: str, spawn: Spawner
+) -> None:
+    """On the parent's it would read the parent's answers."""
+    person(blog, "ann", name="Ann")
+    person(blog, "bob", name="Bob")
+    redis_settings = {"CROSSTIE_CACHE__REDIS_URL": redis_url, "CROSSTIE_CACHE__PREFIX": prefix}
+    spawn.code(FORKING, environment=crash_pair.environment | redis_settings).wait_ok()
 
 
 @pytest.fixture

@@ -10,8 +10,11 @@ Redis loses, by eviction or a restart, is looked up anew.
 
 from __future__ import annotations
 
+import os
 import secrets
+import threading
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import quote
 
@@ -85,6 +88,11 @@ class Looked(NamedTuple):
     token: str
 
 
+class _Mine(threading.local):
+    client: redis.Redis | None = None
+    pid: int = 0
+
+
 class RedisRows:
     """The rows of one deployment in one Redis. Every method raises CacheUnavailable."""
 
@@ -99,19 +107,30 @@ class RedisRows:
                 "cache.redis_url is configured, and the package redis is not installed: pip install crosstie[redis]."
             ) from error
         self._prefix = settings.prefix
-        self._client: redis.Redis = redis.Redis.from_url(
+        self._pool: redis.ConnectionPool = redis.ConnectionPool.from_url(
             settings.redis_url.get_secret_value(),
             socket_timeout=settings.timeout_s,
             socket_connect_timeout=settings.timeout_s,
-            retry=Retry(NoBackoff(), 0),  # somebody waits for the answer, and the database has it too
+            # Once more, for a connection that was closed while it was idle; who waits in vain does not wait again.
+            retry=Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
         )
+        self._make_client = partial(redis.Redis, connection_pool=self._pool, single_connection_client=True)
+        self._mine = _Mine()
         self._failures = (redis.RedisError, OSError)
-        self._look = self._client.register_script(_LOOK)
-        self._fill = self._client.register_script(_FILL)
+        scripts = redis.Redis(connection_pool=self._pool)
+        self._look = scripts.register_script(_LOOK)
+        self._fill = scripts.register_script(_FILL)
 
     def close(self) -> None:
         """Close the connections."""
-        self._client.close()
+        self._pool.disconnect()
+
+    def _client(self) -> redis.Redis:
+        """This thread's, with a connection of its own: to take one from the pool costs more than the answer."""
+        pid = os.getpid()
+        if self._mine.client is None or self._mine.pid != pid:
+            self._mine.client, self._mine.pid = self._make_client(), pid
+        return self._mine.client
 
     def look(self, shelf: Shelf, keys: Sequence[str], *, lease: bool) -> Looked:
         """The rows of these keys; with `lease`, leases for those that are not here and that nobody else is fetching."""
@@ -151,14 +170,14 @@ class RedisRows:
                 names += self._names(Shelf(database, table, column, ""), keys)[1:]
         try:
             for start in range(0, len(names), 2 * PORTION):
-                self._client.unlink(*names[start : start + 2 * PORTION])
+                self._client().unlink(*names[start : start + 2 * PORTION])
         except self._failures as error:
             raise self._unavailable(error) from error
 
     def _run(self, script: Any, names: Sequence[str], arguments: Sequence[Any], expected: int | None = None) -> Any:
         """What a script answers: a list of so many items, or a number."""
         try:
-            answer: Any = script(keys=names, args=arguments)
+            answer: Any = script(keys=names, args=arguments, client=self._client())
         except self._failures as error:
             raise self._unavailable(error) from error
         fits = isinstance(answer, int) if expected is None else isinstance(answer, list) and len(answer) == expected
@@ -167,7 +186,7 @@ class RedisRows:
         return answer
 
     def _unavailable(self, error: BaseException) -> CacheUnavailable:
-        where = self._client.connection_pool.connection_kwargs
+        where = self._pool.connection_kwargs
         place = where.get("path") or f"{where.get('host')}:{where.get('port')}"
         return CacheUnavailable(f"Redis at {place}: {type(error).__name__}: {error}")
 
