@@ -11,11 +11,13 @@ import sqlalchemy as sa
 
 from bench.databases import Pair
 from crosstie.orm.connection import ConnectionManager
+from crosstie.orm.database import Database
 from crosstie.orm.errors import StaleRecord
 from crosstie.orm.transaction import current, statement_connection, transaction
-from crosstie.outbox import Event, event, parking, relay, subscriber, subscription, sweep_lanes, sync_routes
+from crosstie.outbox import Event, event, operation, parking, relay, subscriber, subscription, sweep_lanes, sync_routes
 from crosstie.outbox.batch import OutboxRow
 from crosstie.outbox.errors import BatchRefused, DeliveryFailed
+from crosstie.outbox.lane import Lease
 from crosstie.outbox.parking import judge
 from outbox import bank
 from outbox.bank import Moved
@@ -88,6 +90,27 @@ def test_other_keys_of_the_lane_go_on(configured: Pair, monkeypatch: pytest.Monk
     assert bank.arrivals(configured.second) == [("a", 1), ("c", 1), ("a", 2), ("a", 3)]
     assert states(configured) == [(13, "failing", 1), (14, "behind", 0), (13, "failing", 1), (14, "behind", 0)]
     assert configured.first.rows("SELECT failures FROM crosstie_lane WHERE failures > 0") == []
+
+
+def test_a_pause_in_the_middle_of_a_batch_does_not_open_a_parked_key(
+    configured_crash_pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The owner has read new events when the pause begins: those of the parked key still go behind it."""
+    bank.subscribe(bank.poisoned_by(1))
+    bank.open_bank()
+    bank.transfer("a")
+    sweep_lanes("default", owner="one")
+    bank.transfer("a")
+    look = parking.look
+
+    def paused(source: Database, lease: Lease) -> parking.Heads:
+        operation.pause("default", "secondary")
+        return look(source, lease)
+
+    monkeypatch.setattr(parking, "look", paused)
+    assert sweep_lanes("default", owner="one") == 0
+    assert bank.arrivals(configured_crash_pair.second) == []
+    assert states(configured_crash_pair) == [(1, "failing", 1), (2, "behind", 0)]
 
 
 def test_events_without_an_order_park_alone(configured_crash_pair: Pair) -> None:

@@ -124,20 +124,19 @@ def _states(selection: Selection, *, behind: bool = False) -> tuple[str, ...]:
 
 
 def _set_paused(source: str, route: str, value: sa.ColumnElement[Any]) -> None:
-    database = ConnectionManager.get(source)
-    with database.mapped_errors(), database.autocommit.connect() as connection:
-        statement = sa.update(lanes).where(lanes.c.route == route).values(paused_at_ms=value)
-        if connection.execute(statement).rowcount:
+    with detached_transaction(source) as tx:
+        tx.mark_written()
+        if tx.connection.execute(sa.update(lanes).where(lanes.c.route == route).values(paused_at_ms=value)).rowcount:
             return
     hint = nearest(route, routes_of(source)) or " It has none yet: run `crosstie init`."
     raise OperationRefused(f"expected a route of database {source!r} and found {route!r}.{hint}")
 
 
 def _mark(source: str, selection: Selection, states: tuple[str, ...], values: dict[str, object]) -> int:
-    database = ConnectionManager.get(source)
-    with database.mapped_errors(), database.autocommit.connect() as connection:
+    with detached_transaction(source) as tx:
+        tx.mark_written()
         statement = sa.update(parked).where(selection.clause(), parked.c.state.in_(states)).values(values)
-        return connection.execute(statement).rowcount
+        return tx.connection.execute(statement).rowcount
 
 
 def _checked(payload: str, event_type: str, key: str, version: int) -> tuple[str, int]:

@@ -80,7 +80,7 @@ def judge(row: OutboxRow, failure: OutboxError, *, limit: int, jitter: float) ->
 
 
 def look(source: Database, lease: Lease) -> Heads:
-    """Read the heads of the lane's parked keys, unless the lane is paused. Raises DatabaseUnavailable."""
+    """Read the heads of the lane's parked keys. Raises DatabaseUnavailable."""
     with source.mapped_errors(), source.autocommit.connect() as connection:
         rows = connection.execute(_HEADS, {"route": lease.route, "lane": lease.lane}).all()
     due = [row.key for row in rows if row.due and row.state in {"failing", "undeployed"}]
@@ -100,10 +100,10 @@ def read_parked(source: Database, lease: Lease, keys: Iterable[str], *, limit: i
 
 
 _MINE: Final = sa.and_(parked.c.route == sa.bindparam("route"), parked.c.lane == sa.bindparam("lane"))
-_RUNNING: Final = not_paused(sa.bindparam("route"), sa.bindparam("lane"))
 _HEADS: Final = (
     sa.select(parked.c.id, parked.c.key, parked.c.state, parked.c.type, (parked.c.next_at_ms <= now_ms()).label("due"))
-    .where(_MINE, parked.c.state.in_(BLOCKING), _RUNNING)
+    # Of a paused lane too: a pause that begins while a batch is in hand must not open the keys that are closed to it.
+    .where(_MINE, parked.c.state.in_(BLOCKING))
     .order_by(parked.c.id)
 )
 _OF_KEYS: Final = (
@@ -121,7 +121,8 @@ _OF_KEYS: Final = (
         (now_ms() - parked.c.created_at_ms).label("age_ms"),
         parked.c.attempts,
     )
-    .where(_MINE, parked.c.key.in_(sa.bindparam("keys", expanding=True)), parked.c.state != "skipped", _RUNNING)
+    .where(_MINE, parked.c.key.in_(sa.bindparam("keys", expanding=True)), parked.c.state != "skipped")
+    .where(not_paused(sa.bindparam("route"), sa.bindparam("lane")))
     .order_by(parked.c.id)
     .limit(sa.bindparam("limit"))
 )

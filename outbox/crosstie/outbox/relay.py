@@ -49,7 +49,7 @@ HOLD_S: Final = 0.2
 RECOVERIES: Final = 3
 DELETE_CHUNK: Final = 1000
 PASSING_TRIES: Final = 8
-"""So often in a row a lane waits for what passes by itself (most of a minute in all) before it lets one event be the cause."""
+"""So often in a row (most of a minute) a lane waits for what passes by itself, before it blames one event."""
 UNDEPLOYED_TRIES: Final = 12
 """So often in a row (some four minutes) a lane waits for a worker that has the code: a deployment may roll out."""
 _random: Final = SystemRandom()

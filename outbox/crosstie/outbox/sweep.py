@@ -23,9 +23,9 @@ _random: Final = SystemRandom()
 def drain(source: str, route: str, *, owner: str, limit_s: float = LIMIT_S) -> int:
     """Drain every lane of the route that is free and has work; returns how many events were applied.
 
-    `owner` names this worker in the lane table. After `limit_s` seconds no further batch is begun. Failures of the
-    target and of subscribers make lanes back off and are not raised. Raises UnknownConnection, and DatabaseUnavailable
-    for the source.
+    `owner` names this worker in the lane table. After `limit_s` seconds no further batch is begun. Events that fail are
+    parked, failures of the target make lanes back off; neither is raised. Raises UnknownConnection, and
+    DatabaseUnavailable for the source.
     """
     require_outside()
     return _drain_route(source, lanes_with_work(ConnectionManager.get(source), route), owner, _clock(limit_s))
