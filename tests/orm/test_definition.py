@@ -47,15 +47,16 @@ def test_a_reference_needs_its_field() -> None:
 
 def test_a_relation_refers_to_one_field() -> None:
     """A composite key is refused where it is named and where it is meant, with what to do instead."""
-    fields: Any = ("tenant_id", "user_id")
-    for declare in (
-        lambda: BelongsTo(foreign_key=fields),
-        lambda: HasMany(foreign_key=list(fields)),
-        lambda: HasOne(foreign_key="user_id", primary_key=fields),
-        lambda: ManyToMany(through="Tie", target_key=fields),
-    ):
+    several: Any = ("tenant_id", "user_id")
+    declarations: list[tuple[type[Any], dict[str, Any]]] = [
+        (BelongsTo, {"foreign_key": several}),
+        (HasMany, {"foreign_key": list(several)}),
+        (HasOne, {"foreign_key": "user_id", "primary_key": several}),
+        (ManyToMany, {"through": "Tie", "target_key": several}),
+    ]
+    for kind, arguments in declarations:
         with pytest.raises(ModelDefinitionError, match=r"(foreign|primary|target)_key to be the name of one field"):
-            declare()
+            kind(**arguments)
 
     class Tenancy(CompositePKMixin, ActiveRecord):
         __table_name__ = "tenancies"

@@ -484,6 +484,8 @@ def test_a_statement_over_two_databases_is_refused_before_it_is_sent(blog: Pair)
             lambda: User.find_all().where(sa.select(sa.func.count()).select_from(Post.__table__).scalar_subquery() > 1),
             lambda: User.find_all().where(Post.__table__.alias("p").c.title == "x"),
             lambda: User.find_all().group_by("username").having(sa.func.max(Post.c.id) > 1),
+            lambda: User.find_all().join("posts"),
+            lambda: User.find_all().left_join("posts.comments"),
         ):
             with pytest.raises(CrossDatabaseQuery, match=r"'default'.*'secondary'"):
                 ask()
