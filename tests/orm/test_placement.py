@@ -461,6 +461,13 @@ def test_conditions_may_use_tables_of_the_same_place_only(tenants: Pair) -> None
         companies = sa.select(Company.c.id)
         with pytest.raises(CrossDatabaseQuery, match=r"Tenants\('tenant_\{tenant\}'\)"):
             Order.find_all().where(Order.c.company_id.in_(companies)).all()
+        assert Order.find_all().join("lines").where(Line.c.text == "bolt one").count() == 1
+    joined = Line.find_all().join("order")
+    for name in ("acme", "bolt"):
+        with connected_to(tenant=name):
+            assert set(joined.pluck("text", Order.c.item)) == {(f"{name} one", name), (f"{name} two", name)}
+    with pytest.raises(CrossDatabaseQuery, match=r"Tenants\('tenant_\{tenant\}'\).*'tenant_acme'.*where_has\("):
+        Order.find_all().join("company")
 
 
 def test_each_tenant_has_its_references(tenants: Pair) -> None:

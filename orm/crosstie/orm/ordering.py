@@ -45,9 +45,14 @@ def _reversed(term: Term) -> Term:
     raise InvalidQuery(f"last() cannot reverse the order {term!s}: give the opposite one, and use first().")
 
 
-def require_selected(order: Sequence[Term], columns: Collection[sa.ColumnElement[Any]], what: str) -> None:
+def require_selected(
+    order: Sequence[Term],
+    columns: Collection[sa.ColumnElement[Any]],
+    what: str,
+    named: str = "the fields it names",
+) -> None:
     """Raise InvalidQuery where rows that were made one are to be ordered by what they do not share."""
     for term in order:
         for part in visitors.iterate(term):
             if isinstance(part, sa.Column) and not any(part is column for column in columns):
-                raise InvalidQuery(f"{what} expected an order by the fields that it names, and found {term!s}.")
+                raise InvalidQuery(f"{what} expected an order by {named}, and found {term!s}.")

@@ -115,10 +115,9 @@ class Selection(NamedTuple):
         """
         if not self.joins:
             return self
-        require_selected(self.order, list(self.mapping.columns), f"{what} of joined rows")
+        require_selected(self.order, list(self.mapping.columns), f"{what} of joined rows", "fields of its own model")
         rows = self._replace(order=(), limit=None, offset=None, lock=None)
-        shown = "shown" if self.mapping.soft_delete is not None else "hidden"
-        return self._replace(conditions=(_OfJoined(rows),), joins=(), deleted=shown)  # type: ignore[arg-type]
+        return self._replace(conditions=(_OfJoined(rows),), joins=(), deleted="shown")
 
     # -- the statement --------------------------------------------------------------------------------------
 
