@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import pytest
 
 from bench.databases import Pair
 from copies.forum import Rank, copied, open_forum, propagate
-from crosstie.orm import transaction
+from crosstie.orm import ActiveRecord, transaction
+from crosstie.orm.denormalized import Denormalized
 from crosstie.orm.errors import RecordInvalid
+from crosstie.orm.field import IntegerPKMixin
+from crosstie.orm.relation import BelongsTo
+from crosstie.outbox import sync_routes
 
 NOON = datetime(2026, 11, 24, 12, 0, 0, 123456, tzinfo=UTC)
 
@@ -193,3 +197,34 @@ def test_a_write_of_a_copy_is_not_the_applications(forum: Any, configured: Pair)
     propagate()
     post.update(title="t")
     assert (post.lock_version, copied(configured)) == (1, [(user.id, "anna")])
+
+
+def test_copies_follow_what_becomes_of_children_whose_parent_is_deleted(configured: Pair) -> None:
+    """With set_null the foreign key goes, and the copy with it."""
+
+    class Owner(IntegerPKMixin, ActiveRecord):
+        __table_name__ = "owners"
+        __connection__ = "default"
+
+        id: int | None = None
+        name: str
+
+    class Thing(IntegerPKMixin, ActiveRecord):
+        __table_name__ = "things"
+        __connection__ = "secondary"
+
+        id: int | None = None
+        owner_id: int | None = None
+        owner_name: Annotated[str | None, Denormalized("owner.name")] = None
+
+        owner: ClassVar[BelongsTo[Owner]] = BelongsTo(foreign_key="owner_id", on_delete="set_null")
+
+    for model in (Owner, Thing):
+        model.create_table()
+    assert not sync_routes().failed
+    owner = Owner(name="ann").save()
+    Thing(owner_id=owner.id).save()
+    propagate()
+    owner.delete()
+    propagate()
+    assert configured.second.rows("SELECT owner_id, owner_name FROM things") == [(None, None)]
