@@ -87,6 +87,10 @@ NAMED: dict[str, Callable[[str], object]] = {
     "with_count": lambda name: Vault.find_all().with_count(name).all(),
     "where_has": lambda name: Vault.find_all().where_has(name).all(),
     "where_missing": lambda name: Vault.find_all().where_missing(name).all(),
+    "join": lambda name: Vault.find_all().join(name).all(),
+    "join a path": lambda name: Vault.find_all().join(f"coins.{name}").all(),
+    "left_join": lambda name: Vault.find_all().left_join(name).all(),
+    "select": lambda name: Vault.find_all().select(name).all(),
     "update_all": lambda name: Vault.find_all().update_all(**{name: 1}),
     "update": lambda name: Vault.find(1).update(**{name: 1}),
     "increment": lambda name: Vault.find(1).increment(**{name: 1}),
@@ -126,6 +130,9 @@ VALUED: dict[str, Callable[[str], object]] = {
     "all but": lambda value: Vault.find_all().where(not_(not_(name=value))).all(),
     "find_by": lambda value: [] if Vault.find_by(name=value) is None else [1],
     "expression": lambda value: Vault.find_all().where(Vault.c.name == value).all(),
+    "expression on a joined table": lambda value: (
+        Vault.find_all().left_join("coins").where(sa.cast(Coin.c.id, sa.String(50)) == value).all()
+    ),
     "sql": lambda value: Vault.find_all().where("name = :value", {"value": value}).all(),
     "sql with a list": lambda value: Vault.find_all().where("name IN :values", {"values": [value]}).all(),
     "sql in a group": lambda value: (
