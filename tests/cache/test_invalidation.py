@@ -132,6 +132,16 @@ def test_every_write_is_seen_by_its_event(blog: Any, write: Write, crash_pair: P
     assert _found(blog, author) == _there(blog, author)
 
 
+def test_what_runs_after_the_commit_sees_the_write(blog: Any) -> None:
+    """A hook that was set before it, too."""
+    author = _cached(blog)
+    seen: list[str | None] = []
+    with transaction("default") as tx:
+        tx.after_commit(lambda: seen.append(cached_name(blog, author)))
+        author.update(name="Bob")
+    assert seen == ["Bob"]
+
+
 def test_a_write_that_is_rolled_back_tells_nobody(blog: Any, crash_pair: Pair) -> None:
     """Nor one whose savepoint is."""
     author = _cached(blog)

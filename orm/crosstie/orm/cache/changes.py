@@ -150,7 +150,8 @@ def _tell(tx: LocalTransaction) -> None:
     changed = _merged(noted)
     noted.clear()
     _carriers[0](tx, changed)
-    tx.after_commit(partial(forget_at_once, tx.database.name, changed))
+    # Before the hooks of the application, which may look the row up.
+    tx.ledger("after_commit").insert(0, partial(forget_at_once, tx.database.name, changed))
 
 
 def _merged(noted: Sequence[tuple[str, TableKeys]]) -> Changed:
