@@ -8,6 +8,7 @@ import pytest
 
 from bench.databases import Pair
 from crosstie.orm.connection import ConnectionManager
+from crosstie.orm.transaction import transaction
 from crosstie.outbox import sweep_lanes, target
 from crosstie.outbox.batch import OutboxRow
 from crosstie.outbox.errors import BatchRefused, DeliveryFailed, TargetFailed
@@ -38,26 +39,33 @@ def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return seen
 
 
+def publish(count: int) -> None:
+    """Events of one key, in one transaction."""
+    with transaction("default"):
+        for number in range(count):
+            bank.Moved(account="a", number=number).publish()
+
+
 def test_batches_double_while_the_target_is_quick(
     configured_crash_pair: Pair, monkeypatch: pytest.MonkeyPatch, sizes: list[int]
 ) -> None:
-    """From 50 up to the configured most."""
-    configure(configured_crash_pair, monkeypatch, BATCH_TARGET_S="60", BATCH_SIZE="120")
+    """Up to the configured most."""
+    configure(configured_crash_pair, monkeypatch, BATCH_TARGET_S="60", BATCH_SIZE="600")
     bank.open_bank()
-    bank.transfer("a", times=300)
-    assert sweep_lanes("default", owner="one", limit_s=60) == 300
-    assert sizes == [50, 100, 120, 30]
+    publish(1400)
+    assert sweep_lanes("default", owner="one", limit_s=60) == 1400
+    assert sizes == [250, 500, 600, 50]
 
 
-def test_batches_stay_small_where_the_target_is_slow(
+def test_batches_shrink_where_the_target_is_slow(
     configured_crash_pair: Pair, monkeypatch: pytest.MonkeyPatch, sizes: list[int]
 ) -> None:
     """Any batch takes longer than this."""
     configure(configured_crash_pair, monkeypatch, BATCH_TARGET_S="0.000001")
     bank.open_bank()
-    bank.transfer("a", times=120)
-    assert sweep_lanes("default", owner="one", limit_s=60) == 120
-    assert sizes == [50, 50, 20]
+    publish(550)
+    assert sweep_lanes("default", owner="one", limit_s=60) == 550
+    assert sizes == [250, 125, 62, 50, 50, 13]
 
 
 def test_no_more_lanes_of_a_route_are_claimed_than_the_target_is_to_serve(
@@ -85,10 +93,10 @@ def test_the_pace_follows_the_time_that_batches_take() -> None:
     """Twice as many at most, half as many at least, never fewer than 50, and only after full batches."""
     pace = Pace(1000, 0.5)
     taken = []
-    for count, seconds in [(50, 0.1), (100, 0.1), (30, 0.1), (200, 0.1), (400, 0.4), (800, 0.7), (571, 5.0)]:
+    for count, seconds in [(250, 0.1), (30, 0.1), (500, 0.4), (1000, 0.4), (1000, 0.7), (714, 5.0)]:
         pace.applied(count, seconds)
         taken.append(pace.size)
-    assert taken == [100, 200, 200, 400, 800, 571, 285]
+    assert taken == [500, 500, 1000, 1000, 714, 357]
     for _ in range(9):
         pace.applied(pace.size, 5.0)
     assert pace.size == 50

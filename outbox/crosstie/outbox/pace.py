@@ -7,6 +7,7 @@ from typing import Final
 __all__ = ["Pace"]
 
 SMALLEST: Final = 50
+FIRST: Final = 250
 REACTION: Final = 2.0
 """A batch is at most so many times larger or smaller than the one before."""
 
@@ -14,15 +15,15 @@ REACTION: Final = 2.0
 class Pace:
     """The size of a lane's next batch, between 50 and `largest`.
 
-    It begins small and doubles while full batches take less than `target_s`, so a slow target is never handed much that
-    it must finish before anybody else may take the lane. Bisecting takes it down to one.
+    It begins with 250, doubles while full batches take less than `target_s`, and shrinks where they take longer: what
+    is begun must be finished before anybody else may take the lane. Bisecting takes it down to one.
     """
 
     def __init__(self, largest: int, target_s: float) -> None:
         self._largest = largest
         self._smallest = min(SMALLEST, largest)
         self._target_s = target_s
-        self.size = self._smallest
+        self.size = min(FIRST, largest)
 
     def applied(self, count: int, seconds: float) -> None:
         """Learn from a batch of `count` events that took so long."""
