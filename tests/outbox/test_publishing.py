@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import zlib
+
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -119,6 +122,29 @@ def test_events_without_a_key_are_spread_over_the_lanes(source: TestDatabase) ->
     lanes = int(source.scalar("SELECT count(*) FROM crosstie_lane WHERE route = 'default'"))
     assert used <= set(range(lanes))
     assert len(used) > lanes // 2
+
+
+@pytest.mark.parametrize("text", ["", "\"\\'", "\x00\x1f\x7f", "ü€😀\u2028", "%s :events {x}", "x" * 2_000_000])
+def test_no_text_is_changed_on_its_way_into_the_outbox(source: TestDatabase, text: str) -> None:
+    """However it is quoted on that way, and however long it is."""
+    with transaction("default"):
+        Loose(text=text).with_headers({"text": text}).publish()
+        Loose(text="another").publish()
+    rows = source.rows("SELECT payload, headers FROM crosstie_outbox ORDER BY id")
+    assert [Loose.model_validate_json(payload).text for payload, _ in rows] == [text, "another"]
+    assert json.loads(rows[0][1]) == {"text": text}
+    assert rows[1][1] == "{}"
+
+
+@pytest.mark.parametrize("key", ["ü€😀", "\"\\'", "\x01", "x" * 190])
+def test_no_key_is_changed_on_its_way_into_the_outbox(source: TestDatabase, key: str) -> None:
+    """Else it would go another lane than events that another version has written."""
+    Moved(account=key, number=1).publish("default")
+    quote = "`key`" if source.kind == "mariadb" else '"key"'
+    (row,) = source.rows(f"SELECT {quote}, lane FROM crosstie_outbox")
+    stored = row[0].decode() if isinstance(row[0], bytes) else row[0]
+    lanes = int(source.scalar("SELECT count(*) FROM crosstie_lane WHERE route = 'default'"))
+    assert (stored, row[1]) == (key, zlib.crc32(key.encode()) % lanes)
 
 
 def test_an_event_that_nobody_subscribes_to_costs_no_row(source: TestDatabase) -> None:

@@ -52,7 +52,7 @@ class Envelope:
     @property
     def headers_json(self) -> str:
         """The headers as they are stored."""
-        return json.dumps(dict(self.headers), separators=(",", ":"), ensure_ascii=False)
+        return json.dumps(dict(self.headers), separators=(",", ":"), ensure_ascii=False) if self.headers else "{}"
 
     def open(self) -> Event:
         """The event again. Raises UnknownEventType, EventTooNew, EventUnreadable."""

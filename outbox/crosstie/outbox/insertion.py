@@ -7,7 +7,8 @@ subscribers that it has never heard of, and an event that nobody subscribes to c
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Sequence
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -18,31 +19,18 @@ from crosstie.outbox.tables import outbox, route
 
 __all__ = ["insert_events"]
 
-CHUNK: Final = 256
-"""Events in one statement: 256 · 8 bound values are far below every driver's limit, and SQLite joins at most 500
-SELECTs with UNION ALL."""
+CHUNK: Final = 500
+"""Events in one statement, whose text is always the same: they travel as one value, in JSON."""
 
 _COLUMNS: Final[dict[str, sa.types.TypeEngine[Any]]] = {
-    "position": sa.Integer(),
-    "uid": sa.String(),
-    "key": sa.String(),
+    "uid": sa.Text(),
+    "key": sa.Text(),
     "hash": sa.BigInteger(),
-    "type": sa.String(),
+    "type": sa.Text(),
     "schema_version": sa.Integer(),
     "payload": sa.Text(),
     "headers": sa.Text(),
 }
-_PADDING: Final = {
-    "position": 0,
-    "uid": "",
-    "key": "",
-    "hash": 0,
-    "type": "",
-    "schema_version": 0,
-    "payload": "",
-    "headers": "",
-}
-"""A row that no subscription matches: no event type is empty."""
 
 
 def insert_events(
@@ -54,12 +42,10 @@ def insert_events(
     """
     routes: set[str] = set()
     returning = want_routes and connection.dialect.insert_returning
+    statement = _statement(connection.dialect.name, returning)
     for start in range(0, len(envelopes), CHUNK):
-        chunk = envelopes[start : start + CHUNK]
-        # Few shapes of the statement, each compiled once: powers of two, filled up with rows that match nothing.
-        size = 1 << (len(chunk) - 1).bit_length()
-        values = dict(_values(chunk, size)) | {"saga_id": saga_id}
-        result = connection.execute(_statement(size, returning), values)
+        values = {"events": _as_json(envelopes[start : start + CHUNK]), "saga_id": saga_id}
+        result = connection.execute(statement, values)
         if returning:
             routes.update(result.scalars())
     if want_routes and not returning:
@@ -72,32 +58,16 @@ _SUBSCRIBED: Final = (
 )
 
 
-def _values(chunk: Sequence[Envelope], size: int) -> Iterator[tuple[str, object]]:
-    for position in range(size):
-        row: dict[str, object] = dict(_PADDING)
-        if position < len(chunk):
-            one = chunk[position]
-            row = {
-                "position": position,
-                "uid": one.uid,
-                "key": one.key,
-                "hash": one.partition,
-                "type": one.type,
-                "schema_version": one.schema_version,
-                "payload": one.payload,
-                "headers": one.headers_json,
-            }
-        for name, value in row.items():
-            yield f"{name}_{position}", value
+def _as_json(chunk: Sequence[Envelope]) -> str:
+    rows = [
+        (one.uid, one.key, one.partition, one.type, one.schema_version, one.payload, one.headers_json) for one in chunk
+    ]
+    return json.dumps(rows, ensure_ascii=False, separators=(",", ":"))
 
 
 @functools.cache
-def _statement(size: int, returning: bool) -> sa.Insert:
-    rows = [
-        sa.select(*(sa.bindparam(f"{name}_{n}", type_=kind).label(name) for name, kind in _COLUMNS.items()))
-        for n in range(size)
-    ]
-    events = (sa.union_all(*rows) if size > 1 else rows[0]).subquery("events")
+def _statement(dialect: str, returning: bool) -> sa.Insert:
+    events = _events(dialect)
     values = {
         outbox.c.route: route.c.route,
         # Only the database knows how many lanes the route has; every language can compute CRC-32.
@@ -120,3 +90,37 @@ def _statement(size: int, returning: bool) -> sa.Insert:
     )
     statement = sa.insert(outbox).from_select([column.name for column in values], selected, include_defaults=False)
     return statement.returning(outbox.c.route) if returning else statement
+
+
+def _events(dialect: str) -> sa.FromClause:
+    """The JSON as a table: an array of arrays, numbered from wherever the dialect begins."""
+    query = sa.text(_TABLE.get(dialect, _json_table)())
+    columns = [sa.column("position", sa.Integer()), *(sa.column(name, kind) for name, kind in _COLUMNS.items())]
+    return query.bindparams(sa.bindparam("events", type_=sa.Text())).columns(*columns).subquery("events")
+
+
+def _json_array_elements() -> str:
+    """PostgreSQL."""
+    kinds = {"hash": "bigint", "schema_version": "int"}
+    cells = (f"CAST(value ->> {n} AS {kinds.get(name, 'text')}) AS {name}" for n, name in enumerate(_COLUMNS))
+    source = "json_array_elements(CAST(:events AS json)) WITH ORDINALITY AS told (value, position)"
+    return f"SELECT position, {', '.join(cells)} FROM {source}"  # noqa: S608 - of the names above
+
+
+def _json_each() -> str:
+    """SQLite."""
+    cells = (f"json_extract(value, '$[{n}]') AS {name}" for n, name in enumerate(_COLUMNS))
+    return f"SELECT key AS position, {', '.join(cells)} FROM json_each(:events)"  # noqa: S608 - of the names above
+
+
+def _json_table() -> str:
+    """MySQL and MariaDB; the type is compared by bytes, as the tables do, and not as the connection would."""
+    text = "LONGTEXT CHARACTER SET utf8mb4"
+    kinds = {"hash": "BIGINT", "schema_version": "INT", "type": "VARCHAR(200) CHARACTER SET utf8mb4"}
+    cells = ", ".join(f"`{name}` {kinds.get(name, text)} PATH '$[{n}]'" for n, name in enumerate(_COLUMNS))
+    names = ", ".join(f"`{name}`{' COLLATE utf8mb4_bin AS `type`' * (name == 'type')}" for name in _COLUMNS)
+    source = f"JSON_TABLE(:events, '$[*]' COLUMNS (position FOR ORDINALITY, {cells})) AS told"
+    return f"SELECT position, {names} FROM {source}"  # noqa: S608 - of the names above
+
+
+_TABLE: Final = {"postgresql": _json_array_elements, "sqlite": _json_each}

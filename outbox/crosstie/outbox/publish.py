@@ -58,7 +58,7 @@ def publish_event(event: Event, database: str | None = None) -> None:
     name = database or event.__connection__
     unit = active_unit()
     buffer: object = unit
-    if name is None and isinstance(buffer, EventBuffer):
+    if name is None and unit is not None and isinstance(buffer, EventBuffer):
         buffer.buffer_event(event.with_headers(traced(event.event_headers)))  # the trace of here, not of the saga's end
         return
     if name is None:
