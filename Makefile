@@ -19,7 +19,7 @@ $(DEV): EXTRAS := dev
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$(EXTRAS)]'
 	@touch $@
 
-.PHONY: help demo test lint format types storm bench bench-orm package clean
+.PHONY: help demo test lint format types storm bench bench-orm bench-outbox package clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
@@ -53,6 +53,11 @@ bench-orm:  ## compare the ORM with others, which are installed into .venv-bench
 	@test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
 	@.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -e '.[mysql,postgres]' -r benchmarks/requirements.txt
 	@.venv-bench/bin/python benchmarks/orm.py $(ARGS)
+
+bench-outbox:  ## compare the outbox with queues, which are installed into .venv-bench
+	@test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
+	@.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -e '.[mysql,postgres,redis]' -r benchmarks/requirements.txt
+	@.venv-bench/bin/python benchmarks/outbox.py $(ARGS)
 
 package: $(DEV)  ## build sdist and wheel into dist/, and try the wheel in a fresh environment
 	@rm -rf dist

@@ -13,8 +13,8 @@ from sqlalchemy.dialects import mysql
 SOURCE_URL: Final = os.environ.get("CROSSTIE_BENCH_POSTGRESQL_URL", "postgresql://root@127.0.0.1:5432/test")
 TARGET_URL: Final = os.environ.get("CROSSTIE_BENCH_MARIADB_URL", "mariadb://root@127.0.0.1:3306/test")
 REDIS_URL: Final = os.environ.get("CROSSTIE_BENCH_REDIS_URL", "redis://127.0.0.1:6379/9")
-NAME: Final = "crosstie_bench_outbox"
-QUEUE: Final = "crosstie-bench-outbox"
+NAME: Final = os.environ.get("CROSSTIE_BENCH_DATABASE", "crosstie_bench_outbox")
+QUEUE: Final = f"{NAME}-queue"
 ACCOUNTS: Final = 1000
 
 applied: Final = sa.Table(
@@ -71,7 +71,12 @@ def create_databases() -> None:
 
 
 def drop_databases() -> None:
-    """Both, whoever is connected."""
+    """Both, whoever is connected, and what is left in Redis."""
+    import redis
+
+    with redis.Redis.from_url(REDIS_URL) as client:
+        for queue in (QUEUE, f"{QUEUE}-tasks"):
+            client.delete(queue, f"_kombu.binding.{queue}")
     for engine in _servers():
         force = " WITH (FORCE)" if engine.dialect.name == "postgresql" else ""
         with engine.connect() as connection:

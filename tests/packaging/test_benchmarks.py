@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from bench import servers
+from bench.leftovers import unique_name
 from bench.processes import child_environment
 
 ROOT = Path(__file__).parents[2]
@@ -41,3 +43,23 @@ def test_a_peer_that_is_not_installed_is_said_to_be_left_out() -> None:
     output = run("--rounds", "1", "--peers", "tortoise,crosstie")
     assert "left out: tortoise (No module named 'tortoise')" in output
     assert re.search(r"\| SQLAlchemy ORM \S+ \| crosstie \S+ \|", output)
+
+
+def test_the_benchmark_of_the_outbox_says_what_an_event_costs_and_how_fast_it_is() -> None:
+    """With a handful of events; one line for each way, with its ratio to the baseline."""
+    environment = child_environment(
+        {
+            "CROSSTIE_BENCH_POSTGRESQL_URL": servers.require("postgresql"),
+            "CROSSTIE_BENCH_MARIADB_URL": servers.require("mariadb"),
+            "CROSSTIE_BENCH_REDIS_URL": servers.require("redis"),
+            "CROSSTIE_BENCH_DATABASE": unique_name(),
+        }
+    )
+    options = ("--parts", "throughput,cost", "--scale", "0.03", "--rounds", "1", "--carriers", "crosstie")
+    command = [sys.executable, "benchmarks/outbox.py", *options]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "left out" not in done.stdout
+    assert re.search(r"^ +1\.00 +\d+ /s  one Celery task per event over Redis$", done.stdout, re.MULTILINE)
+    assert len(re.findall(r"^ +\d+\.\d\d +\d+ /s  crosstie, a subscriber of", done.stdout, re.MULTILINE)) == 2
+    assert len(re.findall(r"^ *[+-]\d+\.\d% .* row\(s\) and event\(s\) on \w+$", done.stdout, re.MULTILINE)) == 4
