@@ -10,6 +10,7 @@ from bench.databases import TestDatabase
 from crosstie.orm import ActiveRecord, LocalTransaction
 from crosstie.orm.errors import StaleRecord
 from crosstie.orm.field import IntegerPKMixin
+from crosstie.orm.recorder import Rows, condition
 
 
 class Stock(IntegerPKMixin, ActiveRecord):
@@ -26,37 +27,28 @@ class Recorder:
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []
 
-    def _rows(self, tx: LocalTransaction, table: sa.Table, where: sa.ColumnElement[bool]) -> list[tuple[Any, ...]]:
-        statement = sa.select(table.c.id, table.c.amount).where(where).order_by(table.c.id)
+    def _rows(self, tx: LocalTransaction, table: sa.Table, rows: Rows) -> list[tuple[Any, ...]]:
+        statement = sa.select(table.c.id, table.c.amount).where(condition(table, rows)).order_by(table.c.id)
         return [tuple(row) for row in tx.connection.execute(statement)]
 
     def inserted(self, tx: LocalTransaction, table: sa.Table, keys: Sequence[tuple[Any, ...]]) -> None:
         self.calls.append(("inserted", table.name, *keys))
 
-    def updating(
-        self, tx: LocalTransaction, table: sa.Table, where: sa.ColumnElement[bool], columns: Collection[str]
-    ) -> object:
-        self.calls.append(("updating", self._rows(tx, table, where), list(columns)))
-        return (table, where)
+    def updating(self, tx: LocalTransaction, table: sa.Table, rows: Rows, columns: Collection[str]) -> object:
+        self.calls.append(("updating", self._rows(tx, table, rows), list(columns)))
+        return (table, rows)
 
     def updated(self, tx: LocalTransaction, token: object) -> None:
         assert isinstance(token, tuple)
         self.calls.append(("updated", self._rows(tx, *token)))
 
-    def deleting(self, tx: LocalTransaction, table: sa.Table, where: sa.ColumnElement[bool]) -> None:
-        self.calls.append(("deleting", self._rows(tx, table, where)))
+    def deleting(self, tx: LocalTransaction, table: sa.Table, rows: Rows) -> None:
+        self.calls.append(("deleting", self._rows(tx, table, rows)))
 
-    def incrementing(
-        self,
-        tx: LocalTransaction,
-        table: sa.Table,
-        where: sa.ColumnElement[bool],
-        deltas: Mapping[str, Any],
-        *,
-        key: tuple[Any, ...] | None = None,
-    ) -> object:
-        self.calls.append(("incrementing", self._rows(tx, table, where), dict(deltas), key))
-        return (table, where)
+    def incrementing(self, tx: LocalTransaction, table: sa.Table, rows: Rows, deltas: Mapping[str, Any]) -> object:
+        known = rows if isinstance(rows, tuple) else None
+        self.calls.append(("incrementing", self._rows(tx, table, rows), dict(deltas), known))
+        return (table, rows)
 
     def incremented(self, tx: LocalTransaction, token: object) -> None:
         assert isinstance(token, tuple)

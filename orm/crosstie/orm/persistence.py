@@ -17,10 +17,12 @@ from crosstie.orm.database import Database
 from crosstie.orm.departure import depart, together
 from crosstie.orm.errors import InvalidQuery, RecordInvalid, StaleRecord
 from crosstie.orm.filling import fill, refuse_copies
+from crosstie.orm.loader import result_processors
 from crosstie.orm.mapping import MappedField, TableMapping
 from crosstie.orm.origin import mark_origin
 from crosstie.orm.parentage import require_parents
 from crosstie.orm.prepared import Prepared
+from crosstie.orm.recorder import Rows
 from crosstie.orm.referrer import referrers
 from crosstie.orm.sql_types import ExactDecimal
 from crosstie.orm.writing import Write, checked, key_condition, row_key, writing
@@ -227,7 +229,7 @@ def _update_row(record: ActiveRecord, mapping: TableMapping, row: Mapping[str, A
     if tx is None or tx.recorder is None:
         matched = statement.run(connection, parameters).rowcount
     else:
-        token = tx.recorder.updating(tx, mapping.table, row_condition(record, mapping), list(row))
+        token = tx.recorder.updating(tx, mapping.table, row_key(record, mapping), list(row))
         matched = statement.run(connection, parameters).rowcount
         tx.recorder.updated(tx, token)
     _require_found(matched, record, mapping)
@@ -269,7 +271,7 @@ def _delete_row(record: ActiveRecord, mapping: TableMapping) -> None:
         prepared = mapping.statements["delete"] = Prepared(statement)
     with writing(mapping) as (connection, _, tx):
         if tx is not None and tx.recorder is not None:
-            tx.recorder.deleting(tx, mapping.table, row_condition(record, mapping))
+            tx.recorder.deleting(tx, mapping.table, _rows(record, mapping))
         _require_found(prepared.run(connection, _key_values(record, mapping)).rowcount, record, mapping)
         record_state.mark_deleted(record)
         if tx is not None:
@@ -287,27 +289,44 @@ def increment(record: ActiveRecord, mapping: TableMapping, deltas: Mapping[str, 
     added = {field.name: _delta(record, field, deltas[field.name]) for field in fields}
     held = record.__dict__
     before = {name: held[name] for name in added}
-    where = key_condition(record, mapping)
+    key = row_key(record, mapping)
+    parameters = {f"delta_{name}": delta for name, delta in added.items()} | _numbered("key", key)
     with writing(mapping) as (connection, database, tx):
-        sums = {field.column: _sum(field, added[field.name], database) for field in fields}
-        statement = sa.update(mapping.table).where(where).values(sums)
+        statement = _increment_statement(mapping, fields, database)
         recorder = None if tx is None else tx.recorder
         token: object = None
         if tx is not None and recorder is not None:
             by_column = {field.column.name: added[field.name] for field in fields}
-            token = recorder.incrementing(tx, mapping.table, where, by_column, key=row_key(record, mapping))
+            token = recorder.incrementing(tx, mapping.table, key, by_column)
         if database.capabilities.update_returning:
-            row = connection.execute(statement.returning(*(field.column for field in fields))).first()
-            _require_found(0 if row is None else 1, record, mapping)
-            assert row is not None
-            held.update(zip(added, row, strict=True))
+            answer = statement.fetch(connection, parameters)
+            _require_found(len(answer.rows), record, mapping)
+            processors = result_processors(fields, connection.dialect, answer.description)
+            for name, value, process in zip(added, answer.rows[0], processors, strict=True):
+                held[name] = value if process is None else process(value)
         else:
-            _require_found(connection.execute(statement).rowcount, record, mapping)
+            _require_found(statement.run(connection, parameters).rowcount, record, mapping)
             held.update({name: held[name] + delta for name, delta in added.items()})
         if tx is not None:
             tx.on_rollback(lambda: _take_back(record, before))
             if recorder is not None:
                 recorder.incremented(tx, token)
+
+
+def _increment_statement(mapping: TableMapping, fields: Sequence[MappedField], database: Database) -> Prepared:
+    """The UPDATE that adds to these fields of one row by its key, and returns them where the dialect can."""
+    shape = ("increment", database.kind, *(field.name for field in fields))
+    prepared: Prepared | None = mapping.statements.get(shape)
+    if prepared is None:
+        statement = (
+            sa.update(mapping.table)
+            .where(_equal(mapping.key))
+            .values({field.column: _sum(field, database) for field in fields})
+        )
+        if database.capabilities.update_returning:
+            statement = statement.returning(*(field.column for field in fields))
+        prepared = mapping.statements[shape] = Prepared(statement)
+    return prepared
 
 
 def _take_back(record: ActiveRecord, before: Mapping[str, Any]) -> None:
@@ -329,8 +348,8 @@ def _delta(record: ActiveRecord, field: MappedField, delta: Any) -> Any:
     return checked(field, field.coerce(delta))
 
 
-def _sum(field: MappedField, delta: Any, database: Database) -> sa.ColumnElement[Any]:
-    total = field.column + sa.literal(delta, field.column.type)
+def _sum(field: MappedField, database: Database) -> sa.ColumnElement[Any]:
+    total = field.column + sa.bindparam(f"delta_{field.name}", type_=field.column.type)
     if database.kind == "sqlite" and isinstance(field.column.type, ExactDecimal):
         # SQLite adds doubles: 0.1 + 0.2 must become the number that 0.3 is stored as.
         return sa.func.round(total, field.column.type.scale, type_=field.column.type)
@@ -363,8 +382,16 @@ def row_condition(record: ActiveRecord, mapping: TableMapping) -> sa.ColumnEleme
     return where if mapping.lock is None else sa.and_(where, mapping.lock.column == _version(record, mapping.lock))
 
 
+def _rows(record: ActiveRecord, mapping: TableMapping) -> Rows:
+    """The record's row for a recorder: none where somebody has changed its lock version."""
+    return row_key(record, mapping) if mapping.lock is None else row_condition(record, mapping)
+
+
 def _key_parameters(mapping: TableMapping) -> sa.ColumnElement[bool]:
-    fields = mapping.key if mapping.lock is None else (*mapping.key, mapping.lock)
+    return _equal(mapping.key if mapping.lock is None else (*mapping.key, mapping.lock))
+
+
+def _equal(fields: Sequence[MappedField]) -> sa.ColumnElement[bool]:
     numbered = enumerate(fields)
     return sa.and_(*(field.column == sa.bindparam(f"key_{i}", type_=field.column.type) for i, field in numbered))
 
@@ -373,7 +400,11 @@ def _key_values(record: ActiveRecord, mapping: TableMapping) -> dict[str, Any]:
     values = row_key(record, mapping)
     if mapping.lock is not None:
         values = (*values, _version(record, mapping.lock))
-    return {f"key_{position}": value for position, value in enumerate(values)}
+    return _numbered("key", values)
+
+
+def _numbered(name: str, values: Sequence[Any]) -> dict[str, Any]:
+    return {f"{name}_{position}": value for position, value in enumerate(values)}
 
 
 def _require_found(matched: int, record: ActiveRecord, mapping: TableMapping) -> None:

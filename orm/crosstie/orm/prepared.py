@@ -10,10 +10,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
+from weakref import WeakKeyDictionary, WeakSet
 
 import sqlalchemy as sa
+from sqlalchemy import event
 
-__all__ = ["Answer", "Prepared"]
+__all__ = ["Answer", "Prepared", "guard_others"]
 
 _NO_PARAMETERS: Final[Mapping[str, Any]] = {}
 
@@ -63,7 +65,7 @@ class Prepared:
         """`columns` are those of an INSERT; without them all of the table's."""
         self.statement = statement
         self._columns = columns
-        self._compiled: dict[sa.Dialect, _Compiled] = {}
+        self._compiled: WeakKeyDictionary[sa.Dialect, _Compiled] = WeakKeyDictionary()
 
     def fetch(self, connection: sa.Connection, values: Mapping[str, Any] = _NO_PARAMETERS) -> Answer:
         """Run the statement, a query or one with RETURNING, and read all of its rows."""
@@ -106,10 +108,25 @@ class Prepared:
         return answer
 
 
+def guard_others(engine: sa.Engine, guard: Callable[[sa.Connection, str], None]) -> None:
+    """Call `guard` with each statement of the engine before it runs, but for prepared ones; it may raise."""
+
+    def before(connection: sa.Connection, _cursor: Any, statement: str, parameters: Any, *_: Any) -> tuple[str, Any]:
+        guard(connection, statement)
+        return statement, parameters
+
+    _guards.add(before)
+    # SQLAlchemy hands listeners that return nothing a wrapper in their place, which could not be told from others.
+    event.listen(engine, "before_cursor_execute", before, retval=True)
+
+
+_guards: Final[WeakSet[Callable[..., Any]]] = WeakSet()
+
+
 def _is_watched(engine: sa.Engine) -> bool:
     listened: Any = engine.dispatch
     return bool(
-        listened.before_cursor_execute
+        any(listener not in _guards for listener in listened.before_cursor_execute)
         or listened.after_cursor_execute
         or listened.before_execute
         or listened.after_execute

@@ -13,42 +13,39 @@ import sqlalchemy as sa
 if TYPE_CHECKING:
     from crosstie.orm.transaction import LocalTransaction
 
-__all__ = ["WriteRecorder"]
+__all__ = ["Key", "Rows", "WriteRecorder", "condition"]
+
+Key = tuple[Any, ...]
+"""Values of a primary key, in the table's order."""
+Rows = sa.ColumnElement[bool] | Key
+"""The condition of a statement, or the key of the only row that can meet it."""
+
+
+def condition(table: sa.Table, rows: Rows) -> sa.ColumnElement[bool]:
+    """The rows as a condition."""
+    if not isinstance(rows, tuple):
+        return rows
+    pairs = zip(table.primary_key, rows, strict=True)
+    return sa.and_(*(column == sa.literal(value, column.type) for column, value in pairs))
 
 
 class WriteRecorder(Protocol):
-    """Sees each write of the ORM in the transaction's own order.
+    """Sees each write of the ORM in the transaction's own order."""
 
-    `where` is the condition of the statement; a key is a tuple of primary-key values in the table's order.
-    """
-
-    def inserted(self, tx: LocalTransaction, table: sa.Table, keys: Sequence[tuple[Any, ...]]) -> None:
+    def inserted(self, tx: LocalTransaction, table: sa.Table, keys: Sequence[Key]) -> None:
         """Rows with these keys have just been inserted."""
 
-    def updating(
-        self, tx: LocalTransaction, table: sa.Table, where: sa.ColumnElement[bool], columns: Collection[str]
-    ) -> object:
-        """The rows that match are about to change in `columns`; the answer is handed to `updated`."""
+    def updating(self, tx: LocalTransaction, table: sa.Table, rows: Rows, columns: Collection[str]) -> object:
+        """The rows are about to change in `columns`; the answer is handed to `updated`."""
 
     def updated(self, tx: LocalTransaction, token: object) -> None:
         """The update announced by `updating` has run."""
 
-    def deleting(self, tx: LocalTransaction, table: sa.Table, where: sa.ColumnElement[bool]) -> None:
-        """The rows that match are about to be deleted."""
+    def deleting(self, tx: LocalTransaction, table: sa.Table, rows: Rows) -> None:
+        """The rows are about to be deleted."""
 
-    def incrementing(
-        self,
-        tx: LocalTransaction,
-        table: sa.Table,
-        where: sa.ColumnElement[bool],
-        deltas: Mapping[str, Any],
-        *,
-        key: tuple[Any, ...] | None = None,
-    ) -> object:
-        """`column = column + delta` is about to run for the rows that match; the answer is handed to `incremented`.
-
-        `key` is that of the only row that can match, where it is known, so that nobody need ask for it.
-        """
+    def incrementing(self, tx: LocalTransaction, table: sa.Table, rows: Rows, deltas: Mapping[str, Any]) -> object:
+        """`column = column + delta` is about to run for the rows; the answer is handed to `incremented`."""
 
     def incremented(self, tx: LocalTransaction, token: object) -> None:
         """The increment announced by `incrementing` has run and has found its rows."""

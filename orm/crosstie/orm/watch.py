@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from crosstie.orm.departure import Departure
 from crosstie.orm.errors import ModelDefinitionError
 from crosstie.orm.mapping import TableMapping
-from crosstie.orm.recorder import WriteRecorder
+from crosstie.orm.recorder import Rows, WriteRecorder, condition
 from crosstie.orm.registry import registry
 from crosstie.orm.transaction import LocalTransaction
 
@@ -117,18 +117,16 @@ class _Observation:
             self._recorder.inserted(tx, table, keys)
         self._tell(tx, [RowChange(key, None, after) for key, after in self._read_keys(tx, keys)])
 
-    def updating(
-        self, tx: LocalTransaction, table: sa.Table, where: sa.ColumnElement[bool], columns: Collection[str]
-    ) -> object:
+    def updating(self, tx: LocalTransaction, table: sa.Table, rows: Rows, columns: Collection[str]) -> object:
         """Read the rows before they change."""
-        token = None if self._recorder is None else self._recorder.updating(tx, table, where, list(columns))
+        token = None if self._recorder is None else self._recorder.updating(tx, table, rows, list(columns))
         names = [self._mapping.field_of_column[column].name for column in columns]
         if not any(field.name in names for field in self._fields):
             return _Pending(token, {}, {})
         known = None
         if isinstance(columns, Mapping) and not any(isinstance(v, sa.ClauseElement) for v in columns.values()):
             known = dict(zip(names, columns.values(), strict=True))
-        return _Pending(token, dict(self._read(tx, where, lock=True)), known)
+        return _Pending(token, dict(self._read(tx, condition(table, rows), lock=True)), known)
 
     def updated(self, tx: LocalTransaction, token: object) -> None:
         """Tell of the rows that differ now."""
@@ -137,27 +135,21 @@ class _Observation:
             self._recorder.updated(tx, token.token)
         self._tell_of_updates(tx, token)
 
-    def deleting(self, tx: LocalTransaction, table: sa.Table, where: sa.ColumnElement[bool]) -> None:
+    def deleting(self, tx: LocalTransaction, table: sa.Table, rows: Rows) -> None:
         """Tell of the rows that are deleted next."""
         if self._recorder is not None:
-            self._recorder.deleting(tx, table, where)
-        self._tell(tx, [RowChange(key, before, None) for key, before in self._read(tx, where, lock=True)])
+            self._recorder.deleting(tx, table, rows)
+        self._tell(
+            tx, [RowChange(key, before, None) for key, before in self._read(tx, condition(table, rows), lock=True)]
+        )
 
-    def incrementing(
-        self,
-        tx: LocalTransaction,
-        table: sa.Table,
-        where: sa.ColumnElement[bool],
-        deltas: Mapping[str, Any],
-        *,
-        key: tuple[Any, ...] | None = None,
-    ) -> object:
+    def incrementing(self, tx: LocalTransaction, table: sa.Table, rows: Rows, deltas: Mapping[str, Any]) -> object:
         """Read the rows before they change."""
-        token = None if self._recorder is None else self._recorder.incrementing(tx, table, where, deltas, key=key)
+        token = None if self._recorder is None else self._recorder.incrementing(tx, table, rows, deltas)
         names = [self._mapping.field_of_column[column].name for column in deltas]
         if not any(field.name in names for field in self._fields):
             return _Pending(token, {}, {})
-        return _Pending(token, dict(self._read(tx, where, lock=True)), None)
+        return _Pending(token, dict(self._read(tx, condition(table, rows), lock=True)), None)
 
     def incremented(self, tx: LocalTransaction, token: object) -> None:
         """Tell of the rows that differ now."""
@@ -195,8 +187,8 @@ class _Observation:
         self, tx: LocalTransaction, keys: Sequence[tuple[Any, ...]]
     ) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
         for start in range(0, len(keys), PORTION):
-            for condition in Departure(self._mapping, (), keys[start : start + PORTION]).conditions():
-                yield from self._read(tx, condition(tx.database), lock=False)
+            for among in Departure(self._mapping, (), keys[start : start + PORTION]).conditions():
+                yield from self._read(tx, among(tx.database), lock=False)
 
     def _read(
         self, tx: LocalTransaction, where: sa.ColumnElement[bool], *, lock: bool

@@ -13,6 +13,9 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 import sqlalchemy as sa
 
+from crosstie.orm.database import Database
+from crosstie.orm.prepared import Prepared
+from crosstie.orm.recorder import Key, Rows, condition
 from crosstie.orm.transaction import LocalTransaction
 from crosstie.outbox import trigger
 from crosstie.sagas.errors import SagaNotUndoable
@@ -58,33 +61,23 @@ class HomeRecorder:
         del keys
         self._note(tx, table)
 
-    def updating(
-        self, tx: LocalTransaction, table: sa.Table, where: sa.ColumnElement[bool], columns: Collection[str]
-    ) -> object:
+    def updating(self, tx: LocalTransaction, table: sa.Table, rows: Rows, columns: Collection[str]) -> object:
         """See `inserted`."""
-        del where, columns
+        del rows, columns
         self._note(tx, table)
         return None
 
     def updated(self, tx: LocalTransaction, token: object) -> None:
         """Nothing to read back."""
 
-    def deleting(self, tx: LocalTransaction, table: sa.Table, where: sa.ColumnElement[bool]) -> None:
+    def deleting(self, tx: LocalTransaction, table: sa.Table, rows: Rows) -> None:
         """See `inserted`."""
-        del where
+        del rows
         self._note(tx, table)
 
-    def incrementing(
-        self,
-        tx: LocalTransaction,
-        table: sa.Table,
-        where: sa.ColumnElement[bool],
-        deltas: Mapping[str, Any],
-        *,
-        key: tuple[Any, ...] | None = None,
-    ) -> object:
+    def incrementing(self, tx: LocalTransaction, table: sa.Table, rows: Rows, deltas: Mapping[str, Any]) -> object:
         """See `inserted`."""
-        del where, deltas, key
+        del rows, deltas
         self._note(tx, table)
         return None
 
@@ -109,6 +102,8 @@ _PRESUMED_HOME = "it was the first database written, so no undo images were take
 class _Update:
     table: sa.Table
     columns: tuple[str, ...]
+    key: Key | None
+    """That of the only row, where it is known."""
     before: dict[tuple[Any, ...], tuple[Image, Image]] = field(default_factory=dict)
     """By the key's encoded values: the key, and the row's columns before."""
 
@@ -133,22 +128,19 @@ class BranchRecorder:
         """Read the new rows back: an undo deletes them if they are still the same."""
         facts = self._facts(tx, table, "insert")
         self._require_few(tx, table, len(keys))
-        names = list(table.primary_key.columns)
         for some in _portions(keys):
-            where = sa.or_(*(sa.and_(*(c == v for c, v in zip(names, key, strict=True))) for key in some))
-            for key, row in self._read(tx, table, where, facts, _without_copies(table, facts.insertable)):
+            rows = some[0] if len(some) == 1 else sa.or_(*(condition(table, key) for key in some))
+            for key, row in self._read(tx, table, rows, facts, _without_copies(table, facts.insertable)):
                 self._log(tx, "insert", table, key, after=row)
 
-    def updating(
-        self, tx: LocalTransaction, table: sa.Table, where: sa.ColumnElement[bool], columns: Collection[str]
-    ) -> object:
+    def updating(self, tx: LocalTransaction, table: sa.Table, rows: Rows, columns: Collection[str]) -> object:
         """Read the columns before they change."""
         names = tuple(_without_copies(table, {table.c[n].name if n in table.c else n: "" for n in columns}))
         facts = self._facts(tx, table, "update", columns=names)
         if any(column.name in names for column in table.primary_key):
             self.uncaptured(tx, f"an update of the primary key of {table.name!r}")
-        update = _Update(table, names)
-        for key, row in self._read(tx, table, where, facts, {name: facts.columns[name] for name in names}):
+        update = _Update(table, names, rows if isinstance(rows, tuple) else None)
+        for key, row in self._read(tx, table, rows, facts, {name: facts.columns[name] for name in names}):
             update.before[_identity(key)] = (key, row)
         return update
 
@@ -160,7 +152,8 @@ class BranchRecorder:
         facts = self._facts(tx, token.table, "update")
         columns = {name: facts.columns[name] for name in token.columns}
         for some in _portions([key for key, _ in token.before.values()]):
-            for key, after in self._read(tx, token.table, _by_keys(token.table, some), facts, columns):
+            rows = _by_keys(some) if token.key is None else token.key
+            for key, after in self._read(tx, token.table, rows, facts, columns):
                 self._log_change(tx, token, key, after)
 
     def _log_change(self, tx: LocalTransaction, update: _Update, key: Image, after: Image) -> None:
@@ -176,33 +169,25 @@ class BranchRecorder:
                 after={name: after[name] for name in changed},
             )
 
-    def deleting(self, tx: LocalTransaction, table: sa.Table, where: sa.ColumnElement[bool]) -> None:
+    def deleting(self, tx: LocalTransaction, table: sa.Table, rows: Rows) -> None:
         """Read the whole rows, columns that no model knows included."""
         facts = self._facts(tx, table, "delete", fresh=True)
         if facts.cascades_to:
             children = ", ".join(facts.cascades_to)
             self.uncaptured(tx, f"deleting rows of {table.name!r}, which the database cascades to {children}")
-        for key, row in self._read(tx, table, where, facts, facts.insertable):
+        for key, row in self._read(tx, table, rows, facts, facts.insertable):
             self._log(tx, "delete", table, key, before=row)
 
-    def incrementing(
-        self,
-        tx: LocalTransaction,
-        table: sa.Table,
-        where: sa.ColumnElement[bool],
-        deltas: Mapping[str, Any],
-        *,
-        key: tuple[Any, ...] | None = None,
-    ) -> object:
+    def incrementing(self, tx: LocalTransaction, table: sa.Table, rows: Rows, deltas: Mapping[str, Any]) -> object:
         """Prepare the inverse, which needs no image and conflicts with nobody; only unknown keys are read."""
         facts = self._facts(tx, table, "update")
         encoded = {name: encode(delta) for name, delta in deltas.items()}
         # SQLite subtracts doubles, and what is left must again be the number that the decimal is stored as.
         decimals = [name for name, delta in deltas.items() if isinstance(delta, Decimal)]
         scales = {name: getattr(table.c[name].type, "scale", None) for name in decimals}
-        image = None if key is None else plain_key(tx.database, table, key)
+        image = plain_key(tx.database, table, rows) if isinstance(rows, tuple) else None
         # The condition may read what the increment changes, so the keys are read before it runs.
-        keys = [found for found, _ in self._read(tx, table, where, facts, {})] if image is None else [image]
+        keys = [found for found, _ in self._read(tx, table, rows, facts, {})] if image is None else [image]
         return _Increment(table, keys, encoded, scales)
 
     def incremented(self, tx: LocalTransaction, token: object) -> None:
@@ -239,23 +224,21 @@ class BranchRecorder:
         self,
         tx: LocalTransaction,
         table: sa.Table,
-        where: sa.ColumnElement[bool],
+        rows: Rows,
         facts: TableFacts,
         columns: Mapping[str, str],
     ) -> list[tuple[Image, Image]]:
         names = [column.name for column in table.primary_key]
         wanted = {name: facts.columns[name] for name in names} | dict(columns)
-        query = (
-            sa.select(*projection(tx.database, wanted))
-            .select_from(table)
-            .where(where)
-            .limit(self._row_limit + 1)
-            .with_for_update()
-        )
-        rows = tx.connection.execute(query).mappings().all()
-        self._require_few(tx, table, len(rows))
+        if isinstance(rows, tuple):
+            values = {f"key_{position}": value for position, value in enumerate(rows)}
+            found = _image_of_one(tx.database, table, facts, wanted).fetch(tx.connection, values).rows
+        else:
+            query = _images(tx.database, table, wanted).where(rows).limit(self._row_limit + 1)
+            found = tx.connection.execute(query).all()
+        self._require_few(tx, table, len(found))
         try:
-            encoded = [{name: encode(value) for name, value in row.items()} for row in rows]
+            encoded = [{name: encode(value) for name, value in zip(wanted, row, strict=True)} for row in found]
         except TypeError as error:
             self.uncaptured(tx, f"a column of {table.name!r} has a type without an exact image ({error})")
             return []
@@ -273,6 +256,23 @@ class BranchRecorder:
         undo_log(tx).append({"op": operation, "table": table.name, "schema": table.schema, "key": key, **images})
 
 
+def _images(database: Database, table: sa.Table, wanted: Mapping[str, str]) -> sa.Select[Any]:
+    return sa.select(*projection(database, wanted)).select_from(table).with_for_update()
+
+
+def _image_of_one(database: Database, table: sa.Table, facts: TableFacts, wanted: Mapping[str, str]) -> Prepared:
+    """The image of a row by its key, made once for each set of columns."""
+    shape = tuple(wanted)
+    prepared = facts.statements.get(shape)
+    if prepared is None:
+        keys = (
+            column == sa.bindparam(f"key_{position}", type_=column.type)
+            for position, column in enumerate(table.primary_key)
+        )
+        prepared = facts.statements[shape] = Prepared(_images(database, table, wanted).where(*keys))
+    return prepared
+
+
 def _without_copies(table: sa.Table, columns: Mapping[str, str]) -> dict[str, str]:
     """The columns without denormalised ones, which workers align at any time; an undo has them aligned again."""
     copies = table.info.get("crosstie.copies", ())
@@ -288,7 +288,7 @@ def _portions(keys: Sequence[_K]) -> Iterator[Sequence[_K]]:
     return (keys[start : start + _PORTION] for start in range(0, len(keys), _PORTION))
 
 
-def _by_keys(table: sa.Table, keys: Sequence[Image]) -> sa.ColumnElement[bool]:
+def _by_keys(keys: Sequence[Image]) -> sa.ColumnElement[bool]:
     return sa.or_(
         *(
             sa.and_(

@@ -7,12 +7,11 @@ https://dev.mysql.com/doc/refman/8.4/en/implicit-commit.html
 from __future__ import annotations
 
 import re
-from typing import Any
 from weakref import WeakSet
 
 import sqlalchemy as sa
-from sqlalchemy import event
 
+from crosstie.orm.prepared import guard_others
 from crosstie.orm.transaction import LocalTransaction, active_unit, current
 from crosstie.sagas.errors import SagaNotUndoable
 
@@ -49,7 +48,7 @@ def refuse_implicit_commits(tx: LocalTransaction) -> None:
     _guarded.add(engine)
     name = tx.database.name
 
-    def refuse(connection: sa.Connection, _cursor: Any, statement: str, *_: Any) -> None:
+    def refuse(connection: sa.Connection, statement: str) -> None:
         tx = current(name)
         if active_unit() is None or tx is None or tx.connection is not connection:
             return
@@ -60,7 +59,7 @@ def refuse_implicit_commits(tx: LocalTransaction) -> None:
                 "run; run it outside the saga."
             )
 
-    event.listen(engine, "before_cursor_execute", refuse)
+    guard_others(engine, refuse)
 
 
 _guarded: WeakSet[sa.Engine] = WeakSet()

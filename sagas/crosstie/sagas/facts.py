@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 import sqlalchemy as sa
 
 from crosstie.orm.database import Database
+from crosstie.orm.prepared import Prepared
 
 __all__ = ["TableFacts", "has_deferrable_constraints", "table_facts"]
 
@@ -29,6 +30,8 @@ class TableFacts:
     triggers: tuple[str, ...]
     cascades_to: tuple[str, ...]
     engine: str | None
+    statements: dict[tuple[str, ...], Prepared] = field(default_factory=dict, compare=False, repr=False)
+    """Those that read an image of one row, by the columns in it."""
 
     @property
     def transactional(self) -> bool:

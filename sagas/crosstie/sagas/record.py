@@ -15,6 +15,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from crosstie.orm.clock import now_ms
+from crosstie.orm.prepared import Prepared
 from crosstie.outbox.batch import BLOCK_STEP
 from crosstie.outbox.tables import saga as records
 
@@ -70,16 +71,21 @@ class SagaRecord:
         return cls(header, row.participant, row.state, row.undo_log, row.attempts, row.quarantine)
 
 
-_INSERT: Final = (
+_GIVEN: Final = (
+    "saga_id", "step", "participant", "role", "state", "name", "home", "participants", "undo_log",
+)  # fmt: skip
+_INSERT: Final = Prepared(
     sa.insert(records)
     .inline()
     .values(
         created_at_ms=now_ms(),
         updated_at_ms=now_ms(),
         expires_at_ms=now_ms() + sa.bindparam("expiry_ms", type_=sa.BigInteger()),
-    )
+        next_at_ms=sa.literal_column("0"),
+        attempts=sa.literal_column("0"),
+    ),
+    _GIVEN,
 )
-"""Built once: every saga runs it in each of its databases."""
 
 
 def insert(
@@ -92,8 +98,8 @@ def insert(
     expiry_s: float = 0.0,
 ) -> None:
     """Insert the record of a participant. Raises the driver's duplicate-key error where the register is taken."""
-    connection.execute(
-        _INSERT,
+    _INSERT.run(
+        connection,
         {
             "saga_id": header.saga_id,
             "step": BLOCK_STEP,
