@@ -11,7 +11,8 @@
                                 [--backlog 1000000] [--carriers crosstie,celery,procrastinate,dbos]
 
 CROSSTIE_BENCH_POSTGRESQL_URL and CROSSTIE_BENCH_MARIADB_URL name servers on which a database crosstie_bench_outbox (or
-CROSSTIE_BENCH_DATABASE) may be made and dropped, CROSSTIE_BENCH_REDIS_URL a Redis in which queues of that name may be made.
+CROSSTIE_BENCH_DATABASE) may be made and dropped, CROSSTIE_BENCH_REDIS_URL a Redis in which queues of that name may be
+made.
 """
 
 from __future__ import annotations

@@ -130,7 +130,10 @@ class SagaSettings(_Section):
 
 
 class OutboxSettings(_Section):
-    """Lanes and leases of the relay, the size of its batches, and when it gives an event up."""
+    """Lanes and leases of the relay, the size of its batches, and when it gives an event up.
+
+    `notify_every_ms`: a process sends NOTIFY with a commit at most so often, and sweepers listen (None: neither).
+    """
 
     lanes: Annotated[int, Field(ge=1, le=4096)] = 64
     sqlite_lanes: Annotated[int, Field(ge=1, le=64)] = 4
@@ -139,6 +142,7 @@ class OutboxSettings(_Section):
     lease_s: Annotated[float, Field(gt=0)] = 30.0
     lanes_per_target: Annotated[int, Field(ge=1)] = 16
     attempts: Annotated[int, Field(ge=1)] = 20
+    notify_every_ms: Annotated[int, Field(ge=1, le=60_000)] | None = None
 
 
 class RelationSettings(_Section):

@@ -22,6 +22,7 @@ from crosstie.outbox.envelope import Envelope
 from crosstie.outbox.errors import NoOutboxChosen
 from crosstie.outbox.event import Event, EventBuffer
 from crosstie.outbox.insertion import insert_events
+from crosstie.outbox.notification import announce
 from crosstie.outbox.tables import route
 from crosstie.outbox.trace_context import traced
 
@@ -51,6 +52,7 @@ def publish(event: Event, to: sa.Connection | Session) -> None:
     url = connection.engine.url
     with mapped_errors(str(url.database), url.render_as_string(hide_password=True)):
         insert_events(connection, [Envelope.of(event)])
+        announce(connection)
 
 
 def publish_event(event: Event, database: str | None = None) -> None:
@@ -108,6 +110,7 @@ def _write(tx: LocalTransaction) -> None:
     saga_id = next(iter(tx.ledgers.get(SAGA_ID, ())), None)
     with tx.mapped_errors(), tx.internal():
         routes = insert_events(tx.connection, envelopes, saga_id=saga_id, want_routes=doorbell.is_heard())
+        announce(tx.connection)
     for name in sorted(routes):
         tx.after_commit(partial(doorbell.ring, tx.database.name, name))
 

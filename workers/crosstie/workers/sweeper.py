@@ -14,9 +14,11 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from crosstie.orm.connection import ConnectionManager
+from crosstie.outbox import notification
 from crosstie.workers import doorbell, metrics
 from crosstie.workers.deployment import claiming_database
 from crosstie.workers.keeper import Wakeup, orphaned
+from crosstie.workers.listener import Listener
 from crosstie.workers.outages import Outages
 from crosstie.workers.schedule import Job, run_if_due
 from crosstie.workers.sweep import database_jobs, process_owner, sweep_database, sync_subscriptions
@@ -31,6 +33,8 @@ STALL_S: Final = 300.0
 LEASES_TO_STALL: Final = 10
 """Who gives handlers a long lease expects them to be slow."""
 JOIN_TIMEOUT_S: Final = 8.0
+LISTEN_AGAIN_S: Final = 1.0
+"""After an error; it costs one attempt to connect."""
 _STALLED: Final = 75
 
 
@@ -110,6 +114,23 @@ class DatabaseLoop(_Loop):
         return swept.more
 
 
+class ListenLoop(_Loop):
+    """Wakes the sweep of a PostgreSQL database for its notifications."""
+
+    def __init__(self, swept: DatabaseLoop, interval_s: float, outages: Outages) -> None:
+        super().__init__(f"listening to database {swept.database!r}", LISTEN_AGAIN_S, outages)
+        self._swept = swept
+        self._listener = Listener(swept.database, interval_s)
+
+    def round(self) -> bool:
+        """Listen for a second. Raises DatabaseUnavailable."""
+        if self._listener.heard():
+            self._swept.wake()
+        if self.stopping:
+            self._listener.close()
+        return True
+
+
 class JobLoop(_Loop):
     """Does one job of the whole deployment when it is due; however long it takes, it is no stall."""
 
@@ -131,6 +152,11 @@ def _loops(outages: Outages, deployment_jobs: Sequence[Job]) -> list[_Loop]:
     names = ConnectionManager.names(writable=True)
     interval_s = ConnectionManager.settings().sweep_interval_s
     loops: list[_Loop] = [DatabaseLoop(name, interval_s, outages) for name in names]
+    every_s = notification.interval_s()
+    if every_s is not None:
+        kinds = {name: ConnectionManager.get(name).kind for name in names}
+        swept = [loop for loop in loops if isinstance(loop, DatabaseLoop) and kinds[loop.database] == "postgresql"]
+        loops += [ListenLoop(loop, every_s, outages) for loop in swept]
     claimed_in = claiming_database()
     if claimed_in is not None:
         loops += [JobLoop(job, claimed_in, outages) for job in deployment_jobs]
