@@ -129,7 +129,6 @@ def test_a_lapsed_owner_cannot_park(configured_crash_pair: Pair) -> None:
 PRODUCER: Final = """
     import random, sys
     from outbox import bank
-    from crosstie.orm.errors import CrosstieError
     choose = random.Random(int(sys.argv[1]))
     while True:
         bank.transfer(choose.choice(["a", "b", "c", "d", "e", "f"]), times=choose.randint(1, 3))
@@ -137,10 +136,11 @@ PRODUCER: Final = """
 """
 STORMY_RELAY: Final = """
     import random, sys, time
-    from crosstie.outbox import sweep_lanes
+    from crosstie.outbox import parking, sweep_lanes
     from crosstie.orm.errors import CrosstieError
     from outbox import bank
     choose = random.Random(int(sys.argv[1]))
+    parking.LONGEST_RETRY_S = 0.05
 
     def receive(event):
         bank.record(event)
@@ -181,7 +181,6 @@ def test_a_storm_of_poison_and_kills_keeps_the_order_of_every_key(configured_cra
         wanted = choose.randint(5, POISONS)
 
         def went_on(seen: int = seen, wanted: int = wanted) -> bool:
-            pair.first.execute("UPDATE crosstie_parked SET next_at_ms = 0 WHERE state = 'failing'")
             return len(bank.arrivals(pair.second)) >= seen + wanted
 
         eventually(went_on, within_s=60, describe="events arrive between two kills")
