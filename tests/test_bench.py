@@ -238,7 +238,7 @@ def test_the_summary_says_what_was_not_tested(ci: str) -> None:
 def test_a_transaction_left_open_fails_its_test(database: TestDatabase) -> None:
     """The guard names the database, rolls back, and closes the pools."""
     from crosstie.orm.connection import ConnectionManager
-    from crosstie.orm.transaction import LocalTransaction, open_transactions
+    from crosstie.orm.local_transaction import LocalTransaction, open_transactions
 
     database.execute("CREATE TABLE item (id INTEGER PRIMARY KEY)")
     ConnectionManager.configure(Solo(database).configuration)

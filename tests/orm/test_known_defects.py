@@ -32,9 +32,9 @@ from crosstie.orm.errors import (
     UnknownConnection,
 )
 from crosstie.orm.field import IntegerPKMixin, TimestampMixin
+from crosstie.orm.local_transaction import current
 from crosstie.orm.relation import BelongsTo, HasMany
 from crosstie.orm.statement_log import logged_statements
-from crosstie.orm.transaction import current
 from crosstie.workers.audit import run_audit
 from orm.blog import Comment, Post, User, create_blog, seed_blog
 from references.family import count, open_family, propagate, user_with

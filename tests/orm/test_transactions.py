@@ -15,7 +15,7 @@ from crosstie.orm.errors import (
     TransactionPoisoned,
 )
 from crosstie.orm.field import IntegerPKMixin, TimestampMixin
-from crosstie.orm.transaction import current
+from crosstie.orm.local_transaction import current
 
 
 class Account(TimestampMixin, IntegerPKMixin, ActiveRecord):

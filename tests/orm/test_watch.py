@@ -15,8 +15,8 @@ from crosstie.orm import ActiveRecord, transaction, watch
 from crosstie.orm.column import Column
 from crosstie.orm.errors import StaleRecord
 from crosstie.orm.field import IntegerPKMixin
+from crosstie.orm.local_transaction import LocalTransaction, current
 from crosstie.orm.mapping import TableMapping
-from crosstie.orm.transaction import LocalTransaction, current
 from crosstie.orm.watch import RowChange
 
 

@@ -13,7 +13,8 @@ from bench.databases import Pair
 from crosstie.orm.connection import ConnectionManager
 from crosstie.orm.database import Database
 from crosstie.orm.errors import StaleRecord
-from crosstie.orm.transaction import current, statement_connection, transaction
+from crosstie.orm.local_transaction import current
+from crosstie.orm.transaction import statement_connection, transaction
 from crosstie.outbox import Event, event, operation, parking, relay, subscriber, subscription, sweep_lanes, sync_routes
 from crosstie.outbox.batch import OutboxRow
 from crosstie.outbox.errors import BatchRefused, DeliveryFailed

@@ -13,14 +13,8 @@ from bench.databases import Pair, Solo, TestDatabase
 from bench.guard import configured_databases
 from crosstie.orm.connection import ConnectionManager
 from crosstie.orm.errors import CrossDatabaseWriteWarning, NoSuchTable
-from crosstie.orm.transaction import (
-    LocalTransaction,
-    current,
-    open_transactions,
-    set_active_unit,
-    statement_connection,
-    transaction,
-)
+from crosstie.orm.local_transaction import LocalTransaction, current, open_transactions
+from crosstie.orm.transaction import set_active_unit, statement_connection, transaction
 from crosstie.outbox import Event, publish, subscriber, sync_routes
 from crosstie.outbox.errors import EventInvalid, NoOutboxChosen
 from crosstie.outbox.publish import enqueue

@@ -12,7 +12,8 @@ import pytest
 from bench.databases import Pair
 from bench.faults import crash_at
 from crosstie.orm import ConnectionManager, open_transactions
-from crosstie.orm.transaction import current, transaction
+from crosstie.orm.local_transaction import current
+from crosstie.orm.transaction import transaction
 from crosstie.sagas import SagaAborted, SagaError, SagaInDoubt, saga, sweep_sagas
 from sagas.shop import Order, Stock, contents, create_shop, saga_states
 

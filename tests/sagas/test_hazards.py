@@ -18,7 +18,8 @@ from bench.faults import crash_at
 from crosstie.orm import ActiveRecord, ConnectionManager
 from crosstie.orm.errors import CrosstieError, DatabaseError, DuplicateKey, TransactionPoisoned
 from crosstie.orm.field import IntegerPKMixin
-from crosstie.orm.transaction import current, transaction
+from crosstie.orm.local_transaction import current
+from crosstie.orm.transaction import transaction
 from crosstie.sagas import SagaAborted, SagaNotUndoable, saga
 from sagas.shop import Order, Stock, contents, create_shop, saga_states
 

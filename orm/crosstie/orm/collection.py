@@ -16,12 +16,14 @@ from crosstie.orm import state as record_state
 from crosstie.orm.condition import Membership
 from crosstie.orm.errors import DuplicateKey, InvalidQuery, StaleRecord
 from crosstie.orm.filling import fill
+from crosstie.orm.local_transaction import current
 from crosstie.orm.mapping import TableMapping, mapping_of
 from crosstie.orm.multi_insert import insert_rows
 from crosstie.orm.origin import mark_origin, require_origin
 from crosstie.orm.parentage import require_parents
 from crosstie.orm.reading import find_first, reading
-from crosstie.orm.transaction import active_unit, current, transaction, warn_of_foreign_write
+from crosstie.orm.row import column_values, filled_in, row_condition
+from crosstie.orm.transaction import active_unit, transaction, warn_of_foreign_write
 from crosstie.orm.writing import Write, row_key, writing
 
 if TYPE_CHECKING:
@@ -114,10 +116,8 @@ def _insert(mapping: TableMapping, records: Sequence[ActiveRecord], write: Write
             persistence.insert(record, mapping)
         return
     fields = [field for field in mapping.fields.values() if field is not generated]
-    filled = [
-        persistence.filled_in(record) | copied for record, copied in zip(records, fill(mapping, records), strict=True)
-    ]
-    columns = [persistence.column_values(field, records, filled) for field in fields]
+    filled = [filled_in(record) | copied for record, copied in zip(records, fill(mapping, records), strict=True)]
+    columns = [column_values(field, records, filled) for field in fields]
     given = insert_rows(write, mapping, fields, columns, numbered=generated)
     if generated is not None:
         for stamps, number in zip(filled, given, strict=True):
@@ -164,7 +164,7 @@ def _update(mapping: TableMapping, records: Sequence[ActiveRecord], write: Write
     changes = [persistence.Change(record, mapping, copied=copied) for record, copied in copies]
     columns = list(changes[0].row)
     statement = persistence.update_statement(mapping, columns).statement
-    where = sa.or_(*(persistence.row_condition(record, mapping) for record in records))
+    where = sa.or_(*(row_condition(record, mapping) for record in records))
     token = None if tx.recorder is None else tx.recorder.updating(tx, mapping.table, where, columns)
     matched = connection.execute(statement, [change.parameters for change in changes]).rowcount
     if tx.recorder is not None:

@@ -12,8 +12,8 @@ from typing import Protocol
 
 from crosstie.orm.copies import CopyGroup, copies_in, copies_of
 from crosstie.orm.errors import ModelDefinitionError
+from crosstie.orm.local_transaction import LocalTransaction
 from crosstie.orm.mapping import TableMapping
-from crosstie.orm.transaction import LocalTransaction
 from crosstie.orm.watch import RowChange, watch_with
 
 __all__ = ["CopyKeeper", "keep_with"]

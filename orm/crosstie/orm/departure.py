@@ -16,10 +16,11 @@ from crosstie.orm.condition import Membership
 from crosstie.orm.connection import ConnectionManager
 from crosstie.orm.database import Database
 from crosstie.orm.errors import DeleteRestricted
+from crosstie.orm.local_transaction import current
 from crosstie.orm.mapping import TableMapping, mapping_of
 from crosstie.orm.reference import Reference
 from crosstie.orm.referrer import carrier
-from crosstie.orm.transaction import active_unit, current, statement_connection, transaction, warn_of_foreign_write
+from crosstie.orm.transaction import active_unit, statement_connection, transaction, warn_of_foreign_write
 
 __all__ = ["Departure", "Where", "depart", "together"]
 

@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 
 from crosstie.orm.errors import InvalidQuery
+from crosstie.orm.local_transaction import current
 from crosstie.orm.mapping import TableMapping
-from crosstie.orm.transaction import active_unit, current
+from crosstie.orm.transaction import active_unit
 
 __all__ = ["RowLock"]
 

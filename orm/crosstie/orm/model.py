@@ -16,6 +16,8 @@ from crosstie.orm import state as record_state
 from crosstie.orm.callback import Operation, callbacks_of
 from crosstie.orm.declaration import connection_of, relations_of, table_name_of
 from crosstie.orm.errors import FieldNotLoaded, InvalidQuery, ModelDefinitionError, RecordNotFound, StaleRecord
+from crosstie.orm.incrementing import increment
+from crosstie.orm.local_transaction import LocalTransaction
 from crosstie.orm.mapping import Columns, mapping_of
 from crosstie.orm.origin import mark_origin, origin_of, require_origin
 from crosstie.orm.placement import Placement
@@ -24,7 +26,7 @@ from crosstie.orm.reading import find_first
 from crosstie.orm.registry import registry
 from crosstie.orm.relation import Relation
 from crosstie.orm.strictness import Strictness
-from crosstie.orm.transaction import LocalTransaction, transaction
+from crosstie.orm.transaction import transaction
 
 __all__ = ["ActiveRecord"]
 
@@ -243,7 +245,7 @@ class ActiveRecord(BaseModel):
         """
         self._require_row("increment")
         if deltas:
-            persistence.increment(self, mapping_of(type(self)), deltas)
+            increment(self, mapping_of(type(self)), deltas)
         return self
 
     def touch(self, *names: str) -> Self:

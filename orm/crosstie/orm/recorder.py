@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import sqlalchemy as sa
 
 if TYPE_CHECKING:
-    from crosstie.orm.transaction import LocalTransaction
+    from crosstie.orm.local_transaction import LocalTransaction
 
 __all__ = ["Key", "Rows", "WriteRecorder", "condition"]
 

@@ -17,9 +17,9 @@ from crosstie.orm.reference import Reference
 from crosstie.orm.registry import registry
 
 if TYPE_CHECKING:
+    from crosstie.orm.local_transaction import LocalTransaction
     from crosstie.orm.model import ActiveRecord
     from crosstie.orm.relation import BelongsTo
-    from crosstie.orm.transaction import LocalTransaction
 
 __all__ = ["DeleteCarrier", "acting_references", "carrier", "carry_with", "referrers"]
 

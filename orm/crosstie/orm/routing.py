@@ -14,8 +14,9 @@ from contextlib import contextmanager
 from typing import Final
 
 from crosstie.orm.connection import ConnectionManager
+from crosstie.orm.local_transaction import current, open_transactions
 from crosstie.orm.mapping import TableMapping
-from crosstie.orm.transaction import active_unit, current, open_transactions
+from crosstie.orm.transaction import active_unit
 
 __all__ = ["ReadRouter", "router"]
 

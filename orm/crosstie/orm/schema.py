@@ -9,8 +9,9 @@ import sqlalchemy as sa
 
 from crosstie.orm.connection import ConnectionManager
 from crosstie.orm.errors import InvalidQuery
+from crosstie.orm.local_transaction import current
 from crosstie.orm.mapping import TableMapping
-from crosstie.orm.transaction import current, statement_connection
+from crosstie.orm.transaction import statement_connection
 
 __all__ = ["create_table", "drop_table"]
 

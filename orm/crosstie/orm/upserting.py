@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import sqlalchemy as sa
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 
-from crosstie.orm import persistence
 from crosstie.orm import state as record_state
 from crosstie.orm.collection import atomic
 from crosstie.orm.copies import copies_in
 from crosstie.orm.errors import DuplicateKey, InvalidQuery, RecordInvalid
 from crosstie.orm.filling import refuse_copies
+from crosstie.orm.local_transaction import LocalTransaction
 from crosstie.orm.mapping import MappedField, TableMapping
 from crosstie.orm.origin import mark_origin
 from crosstie.orm.parentage import require_parents
 from crosstie.orm.reading import fetch
-from crosstie.orm.transaction import LocalTransaction
+from crosstie.orm.row import new_row
 from crosstie.orm.writing import Write, writing
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def upsert(record: ActiveRecord, mapping: TableMapping, on: Sequence[str], updat
     generated = mapping.generated
     if generated is not None and record.__dict__.get(generated.name) is not None:
         generated = None
-    row, _ = persistence.new_row(record, mapping, without=generated)
+    row, _ = new_row(record, mapping, without=generated)
     for field in found_by:
         if row.get(field.column.name) is None:
             raise RecordInvalid(f"{field.column!s} is NULL, by which upsert() can find no row: assign a value.")

@@ -16,10 +16,10 @@ import sqlalchemy as sa
 
 from crosstie.orm.departure import Departure
 from crosstie.orm.errors import ModelDefinitionError
+from crosstie.orm.local_transaction import LocalTransaction
 from crosstie.orm.mapping import TableMapping
 from crosstie.orm.recorder import Rows, WriteRecorder, condition
 from crosstie.orm.registry import registry
-from crosstie.orm.transaction import LocalTransaction
 
 __all__ = ["RowChange", "Watcher", "observed", "watch_with", "watchers_of"]
 

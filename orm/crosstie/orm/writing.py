@@ -12,10 +12,11 @@ from crosstie.orm.connection import ConnectionManager
 from crosstie.orm.database import Database
 from crosstie.orm.departure import together
 from crosstie.orm.errors import ReadOnlyConnection, RecordInvalid
+from crosstie.orm.local_transaction import LocalTransaction, current
 from crosstie.orm.mapping import MappedField, TableMapping
 from crosstie.orm.routing import router
 from crosstie.orm.state import LOADED, state_of
-from crosstie.orm.transaction import LocalTransaction, current, statement_connection
+from crosstie.orm.transaction import statement_connection
 from crosstie.orm.watch import observed, watchers_of
 
 if TYPE_CHECKING:

@@ -17,9 +17,9 @@ from crosstie.orm.connection import ConnectionManager
 from crosstie.orm.copies import CopyGroup
 from crosstie.orm.departure import Departure
 from crosstie.orm.faults import fault_point
+from crosstie.orm.local_transaction import LocalTransaction
 from crosstie.orm.mapping import MappedField
 from crosstie.orm.page import After
-from crosstie.orm.transaction import LocalTransaction
 from crosstie.orm.writing import writing
 
 __all__ = [

@@ -21,8 +21,9 @@ from crosstie.orm.clock import now_ms
 from crosstie.orm.connection import ConnectionManager
 from crosstie.orm.copies import CopyGroup
 from crosstie.orm.faults import fault_point
+from crosstie.orm.local_transaction import LocalTransaction
 from crosstie.orm.page import After
-from crosstie.orm.transaction import LocalTransaction, detached_transaction
+from crosstie.orm.transaction import detached_transaction
 from crosstie.outbox.copies import tell_of_originals
 from crosstie.outbox.copy_event import due_type, written_type
 from crosstie.outbox.errors import BackfillOvertaken

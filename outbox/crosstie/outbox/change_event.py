@@ -17,8 +17,8 @@ from pydantic import BaseModel, create_model
 from pydantic_core import to_jsonable_python
 
 from crosstie.orm.errors import ModelDefinitionError
+from crosstie.orm.local_transaction import LocalTransaction
 from crosstie.orm.mapping import TableMapping, mapping_of
-from crosstie.orm.transaction import LocalTransaction
 from crosstie.orm.watch import RowChange, watch_with
 from crosstie.outbox.envelope import MAX_KEY_LENGTH
 from crosstie.outbox.event import Event

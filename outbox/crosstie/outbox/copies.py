@@ -16,8 +16,8 @@ from typing import Any, Final, NamedTuple
 
 from crosstie.orm.copies import CopyGroup, copy_groups
 from crosstie.orm.copy_keeper import keep_with
+from crosstie.orm.local_transaction import LocalTransaction, current
 from crosstie.orm.mapping import MappedField
-from crosstie.orm.transaction import LocalTransaction, current
 from crosstie.orm.watch import RowChange
 from crosstie.outbox.alignment import align_children, align_rows, keys_of_parents
 from crosstie.outbox.copy_event import (

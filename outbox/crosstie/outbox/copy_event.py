@@ -16,7 +16,7 @@ from pydantic import Field
 
 from crosstie.orm.copies import CopyGroup, copy_groups
 from crosstie.orm.database import Database
-from crosstie.orm.transaction import LocalTransaction
+from crosstie.orm.local_transaction import LocalTransaction
 from crosstie.outbox.envelope import MAX_KEY_LENGTH
 from crosstie.outbox.errors import CopyUnrouted, EventUnreadable
 from crosstie.outbox.event import MAX_TYPE_LENGTH, Event, known_class

@@ -19,7 +19,8 @@ import sqlalchemy as sa
 from crosstie.orm.connection import ConnectionManager
 from crosstie.orm.database import Database
 from crosstie.orm.errors import CrosstieError, DatabaseUnavailable
-from crosstie.orm.transaction import LocalTransaction, active_unit, open_transactions, set_active_unit
+from crosstie.orm.local_transaction import LocalTransaction, open_transactions
+from crosstie.orm.transaction import active_unit, set_active_unit
 from crosstie.outbox.batch import OutboxRow
 from crosstie.outbox.envelope import Envelope
 from crosstie.outbox.errors import (

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import sqlalchemy as sa
 
 from crosstie.orm.database import Database
-from crosstie.orm.transaction import LocalTransaction
+from crosstie.orm.local_transaction import LocalTransaction
 from crosstie.outbox.errors import InboxMissing, LeaseLost
 from crosstie.outbox.lane import Lease
 from crosstie.outbox.tables import inbox

@@ -18,7 +18,7 @@ from crosstie.orm.cache.changes import Changed, carry_changes_with, forget_at_on
 from crosstie.orm.cache.redis_rows import TableKeys
 from crosstie.orm.cache.targets import cached_tables
 from crosstie.orm.errors import CacheUnavailable
-from crosstie.orm.transaction import LocalTransaction
+from crosstie.orm.local_transaction import LocalTransaction
 from crosstie.outbox import doorbell
 from crosstie.outbox.batch import OutboxRow
 from crosstie.outbox.envelope import Envelope

@@ -15,11 +15,12 @@ import sqlalchemy as sa
 from crosstie.orm.condition import Membership
 from crosstie.orm.connection import ConnectionManager
 from crosstie.orm.faults import fault_point
+from crosstie.orm.local_transaction import LocalTransaction, current
 from crosstie.orm.mapping import MappedField, mapping_of
 from crosstie.orm.reference import Reference
 from crosstie.orm.referrer import acting_references, carry_with
 from crosstie.orm.release import release
-from crosstie.orm.transaction import LocalTransaction, current, statement_connection
+from crosstie.orm.transaction import statement_connection
 from crosstie.outbox.errors import EventUnreadable, ReferenceUnrouted
 from crosstie.outbox.event import Event, known_class
 from crosstie.outbox.key_json import from_json, to_json

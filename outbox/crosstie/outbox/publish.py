@@ -16,7 +16,8 @@ from sqlalchemy.orm import Session
 
 from crosstie.orm.driver_errors import mapped_errors
 from crosstie.orm.errors import CrossDatabaseWriteWarning
-from crosstie.orm.transaction import LocalTransaction, active_unit, current, open_transactions, transaction
+from crosstie.orm.local_transaction import LocalTransaction, current, open_transactions
+from crosstie.orm.transaction import active_unit, transaction
 from crosstie.outbox import doorbell
 from crosstie.outbox.envelope import Envelope
 from crosstie.outbox.errors import NoOutboxChosen

@@ -13,7 +13,8 @@ import sqlalchemy as sa
 from crosstie.orm.connection import ConnectionManager
 from crosstie.orm.database import Database
 from crosstie.orm.errors import ConfigurationError, CrosstieError, DeadlockDetected
-from crosstie.orm.transaction import LocalTransaction, detached_transaction
+from crosstie.orm.local_transaction import LocalTransaction
+from crosstie.orm.transaction import detached_transaction
 from crosstie.outbox.brokers.forwarding import forwards, require_brokers
 from crosstie.outbox.invalidation import ROUTE as CACHE
 from crosstie.outbox.invalidation import wanted_types

@@ -18,7 +18,8 @@ from crosstie.orm.errors import (
     UnknownConnection,
 )
 from crosstie.orm.faults import fault_point
-from crosstie.orm.transaction import LocalTransaction, detached_transaction
+from crosstie.orm.local_transaction import LocalTransaction
+from crosstie.orm.transaction import detached_transaction
 from crosstie.outbox import inbox
 from crosstie.outbox.batch import OutboxRow
 from crosstie.outbox.brokers.forwarding import destination_of

@@ -16,13 +16,8 @@ from sqlalchemy.orm import Session
 from crosstie.orm.connection import ConnectionManager
 from crosstie.orm.errors import CommitInDoubt, CrosstieError
 from crosstie.orm.faults import fault_point
-from crosstie.orm.transaction import (
-    LocalTransaction,
-    active_unit,
-    open_transactions,
-    run_after_commit,
-    set_active_unit,
-)
+from crosstie.orm.local_transaction import LocalTransaction, open_transactions, run_after_commit
+from crosstie.orm.transaction import active_unit, set_active_unit
 from crosstie.outbox.publish import enqueue
 from crosstie.sagas import doorbell, image, record
 from crosstie.sagas.capture import BranchRecorder, HomeRecorder, uncaptured_reasons, undo_log

@@ -14,9 +14,9 @@ from typing import Any, Final, NamedTuple, TypeVar
 import sqlalchemy as sa
 
 from crosstie.orm.database import Database
+from crosstie.orm.local_transaction import LocalTransaction
 from crosstie.orm.prepared import Prepared
 from crosstie.orm.recorder import Key, Rows, condition
-from crosstie.orm.transaction import LocalTransaction
 from crosstie.outbox import trigger
 from crosstie.sagas.errors import SagaNotUndoable
 from crosstie.sagas.facts import TableFacts, table_facts

@@ -11,8 +11,9 @@ from weakref import WeakSet
 
 import sqlalchemy as sa
 
+from crosstie.orm.local_transaction import LocalTransaction, current
 from crosstie.orm.prepared import guard_others
-from crosstie.orm.transaction import LocalTransaction, active_unit, current
+from crosstie.orm.transaction import active_unit
 from crosstie.sagas.errors import SagaNotUndoable
 
 __all__ = ["commits_implicitly", "refuse_implicit_commits"]

@@ -17,8 +17,8 @@ from sqlalchemy.sql import visitors
 from sqlalchemy.sql.dml import UpdateBase
 from sqlalchemy.sql.elements import ReleaseSavepointClause, RollbackToSavepointClause, SavepointClause
 
+from crosstie.orm.local_transaction import LocalTransaction
 from crosstie.orm.recorder import WriteRecorder
-from crosstie.orm.transaction import LocalTransaction
 
 __all__ = ["Interceptor"]
 

@@ -19,7 +19,8 @@ import sqlalchemy as sa
 from crosstie.orm.connection import ConnectionManager
 from crosstie.orm.errors import CommitInDoubt, CrosstieError, DuplicateKey
 from crosstie.orm.faults import fault_point
-from crosstie.orm.transaction import LocalTransaction, detached_transaction
+from crosstie.orm.local_transaction import LocalTransaction
+from crosstie.orm.transaction import detached_transaction
 from crosstie.outbox.copy_event import undone
 from crosstie.outbox.invalidation import tell_of_undo
 from crosstie.outbox.key_json import to_json

@@ -18,9 +18,10 @@ from crosstie.orm.cache.redis_rows import TableKeys
 from crosstie.orm.cache.targets import cached_columns, may_be_cached
 from crosstie.orm.errors import InvalidQuery, ModelDefinitionError
 from crosstie.orm.faults import fault_point
+from crosstie.orm.local_transaction import LocalTransaction
 from crosstie.orm.mapping import TableMapping, mapping_of
 from crosstie.orm.routing import router
-from crosstie.orm.transaction import LocalTransaction, transaction
+from crosstie.orm.transaction import transaction
 from crosstie.orm.watch import RowChange, watch_with
 
 if TYPE_CHECKING:

@@ -13,9 +13,10 @@ from crosstie.orm.cache.request import RequestCache, Shelf, current_request
 from crosstie.orm.cache.tally import tally
 from crosstie.orm.connection import ConnectionManager
 from crosstie.orm.faults import fault_point
+from crosstie.orm.local_transaction import current
 from crosstie.orm.origin import mark_origin
 from crosstie.orm.routing import router
-from crosstie.orm.transaction import active_unit, current
+from crosstie.orm.transaction import active_unit
 
 if TYPE_CHECKING:
     from crosstie.orm.link import Link

@@ -1,0 +1,315 @@
+"""One open transaction on one database, and the registry of those that a thread has open.
+
+Each thread has its own; nothing is shared. Lists that a savepoint must take back (events to publish, the undo log,
+saved objects) are *ledgers* of the transaction: a rolled-back savepoint cuts every ledger to the length that it had.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from types import MappingProxyType
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import event
+
+from crosstie.orm.commit import commit_verified
+from crosstie.orm.database import ENDED, Database
+from crosstie.orm.driver_errors import classify, driver_exception
+from crosstie.orm.errors import DatabaseUnavailable, TransactionPoisoned
+from crosstie.orm.recorder import WriteRecorder
+
+__all__ = ["LocalTransaction", "current", "open_transactions", "run_after_commit"]
+
+logger = logging.getLogger(__name__)
+
+
+class _Open(threading.local):
+    def __init__(self) -> None:
+        self.by_database: dict[str, LocalTransaction] = {}
+
+
+_open = _Open()
+
+
+def _forget_after_fork() -> None:
+    # The parent goes on using these connections; the child must not touch their sockets.
+    _open.by_database = {}
+
+
+os.register_at_fork(after_in_child=_forget_after_fork)
+
+
+class LocalTransaction:
+    """One open transaction on one database, owned by the thread that opened it.
+
+    `visible` transactions serve the thread's ORM statements until they end. Raises DatabaseUnavailable where no
+    connection can be had.
+    """
+
+    def __init__(self, database: Database, *, visible: bool = True) -> None:
+        self.database = database
+        self.recorder: WriteRecorder | None = None
+        self.written = False
+        self.on_first_write: Callable[[LocalTransaction], None] | None = None
+        self.ledgers: dict[str, list[Any]] = {}
+        self.depth = 0
+        self._poison: BaseException | None = None
+        self._poison_is_final = False
+        self._at_close: list[Callable[[sa.Connection], object]] = []
+        self._internal = 0
+        with self.mapped_errors():
+            self.connection = database.engine.connect()
+            try:
+                self._root = self.connection.begin()
+            except BaseException:
+                self.connection.close()
+                raise
+        if visible:
+            _open.by_database[database.name] = self
+
+    def __repr__(self) -> str:
+        return f"LocalTransaction({self.database.name!r}, written={self.written}, poisoned={self.poisoned})"
+
+    def mapped_errors(self) -> AbstractContextManager[None]:
+        """A context manager that turns driver errors into ours, naming this database."""
+        return self.database.mapped_errors()
+
+    # -- state ---------------------------------------------------------------------------------------------
+
+    @property
+    def poisoned(self) -> bool:
+        """A statement failed and nothing has taken it back: this transaction can only roll back."""
+        return self._poison is not None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether neither commit nor rollback has ended the transaction yet."""
+        return not self.connection.closed
+
+    def note_error(self, error: BaseException) -> None:
+        """Remember a failed statement; swallowing its exception does not make the transaction whole again."""
+        failure = classify(error)
+        if failure is None:
+            return
+        self._poison = self._poison or error
+        # PostgreSQL takes any error back with the savepoint; elsewhere a deadlock has ended savepoints and all.
+        survives = self.database.kind == "postgresql" or not failure.ends_transaction
+        if not survives or failure.error is DatabaseUnavailable:
+            self._poison_is_final = True
+
+    def end_by_stranger(self) -> None:
+        """Note that rollback() was called on the connection behind the block's back: only a rollback can follow."""
+        self._poison = self._poison or TransactionPoisoned("rollback() was called on its connection inside the block")
+        self._poison_is_final = True
+
+    def require_healthy(self) -> None:
+        """Raise TransactionPoisoned if a statement has failed in this transaction."""
+        if self._poison is not None:
+            raise TransactionPoisoned(
+                f"database {self.database.name!r}: this transaction can only roll back, because of an error that was "
+                f"swallowed: {driver_exception(self._poison)}. Let the exception leave the block, or wrap the "
+                "statement that may fail in a nested transaction."
+            ) from self._poison
+
+    def mark_written(self) -> None:
+        """Say that a write is about to run here."""
+        if not self.written:
+            self.written = True
+            if self.on_first_write is not None:
+                self.on_first_write(self)
+
+    @property
+    def is_internal(self) -> bool:
+        """Whether what runs on the connection now is crosstie's own, which tells the recorder by itself."""
+        return self._internal > 0
+
+    @contextmanager
+    def internal(self) -> Iterator[None]:
+        """Statements of the block are crosstie's own."""
+        self._internal += 1
+        try:
+            yield
+        finally:
+            self._internal -= 1
+
+    # -- ledgers and hooks ----------------------------------------------------------------------------------
+
+    def ledger(self, name: str) -> list[Any]:
+        """The list of this name; append to it, and rolled-back savepoints will cut it back."""
+        return self.ledgers.setdefault(name, [])
+
+    def before_commit(self, hook: Callable[[LocalTransaction], None]) -> None:
+        """Run `hook` inside the transaction, just before it commits; an exception rolls everything back."""
+        self.ledger("before_commit").append(hook)
+
+    def after_commit(self, hook: Callable[[], None]) -> None:
+        """Run `hook` once the commit is durable; it cannot undo anything, so an exception in it is logged."""
+        self.ledger("after_commit").append(hook)
+
+    def on_rollback(self, hook: Callable[[], None]) -> None:
+        """Run `hook` if this part of the transaction is rolled back: restore objects in memory."""
+        self.ledger("on_rollback").append(hook)
+
+    def at_close(self, hook: Callable[[sa.Connection], object]) -> None:
+        """Run `hook` on the connection after the transaction has ended, before it returns to the pool."""
+        self._at_close.append(hook)
+
+    # -- ends -----------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def savepoint(self) -> Iterator[LocalTransaction]:
+        """A nested transaction: an exception takes back what happened inside and goes on."""
+        self.require_healthy()
+        lengths = self.ledger_lengths()
+        with self.mapped_errors(), self.internal():
+            nested = self.connection.begin_nested()
+        self.depth += 1
+        try:
+            yield self
+            self.require_healthy()
+            with self.mapped_errors():
+                nested.commit()
+        except BaseException:
+            self._roll_back_to(nested, lengths)
+            raise
+        finally:
+            self.depth -= 1
+
+    def _roll_back_to(self, nested: sa.NestedTransaction, lengths: Mapping[str, int]) -> None:
+        try:
+            if nested.is_active or not self._poison_is_final:
+                nested.rollback()
+        except sa.exc.SQLAlchemyError as error:
+            # MySQL has no such savepoint once a deadlock has ended the transaction.
+            self._poison = self._poison or error
+            self._poison_is_final = True
+        self.cut_back(lengths)
+
+    def ledger_lengths(self) -> dict[str, int]:
+        """How much is in each ledger: what `cut_back` goes back to."""
+        return {name: len(entries) for name, entries in self.ledgers.items()}
+
+    def cut_back(self, lengths: Mapping[str, int]) -> None:
+        """A savepoint was rolled back: forget what the ledgers took down since, and an error that it took back."""
+        if not self._poison_is_final:
+            self._poison = None
+        self._run_restorers(from_length=lengths.get("on_rollback", 0))
+        for name, entries in self.ledgers.items():
+            del entries[lengths.get(name, 0) :]
+
+    def run_before_commit(self) -> None:
+        """Run the hooks that write into this transaction; each runs once."""
+        hooks = self.ledger("before_commit")
+        while hooks:
+            hooks.pop(0)(self)
+
+    def commit(self) -> None:
+        """Commit and believe it only when the database said so.
+
+        Raises TransactionPoisoned, CommitInDoubt, or what the database answered; after any of them but
+        CommitInDoubt the transaction is known to be rolled back.
+        """
+        try:
+            self.run_before_commit()
+            self.require_healthy()
+            self._hide()
+            commit_verified(self.database, self.connection, self._root, written=self.written)
+        except BaseException:
+            self.rollback()
+            raise
+        self.connection.info[ENDED] = True
+        self._release()
+        run_after_commit(self.ledger("after_commit"), self.database.name)
+
+    def rollback(self) -> None:
+        """Roll back, whatever state the connection is in; never raises for a connection that is already dead."""
+        self._hide()
+        # A stranger's rollback() has taken our transaction off the connection, which may have begun another since.
+        end = self._root.rollback if self.connection.get_transaction() is self._root else self.connection.rollback
+        try:
+            end()
+            self.connection.info[ENDED] = True
+        except sa.exc.SQLAlchemyError as error:
+            logger.debug("rolling back on %r failed, its connection is discarded: %s", self.database.name, error)
+            self.connection.invalidate()
+        finally:
+            self._release()
+            self._run_restorers(from_length=0)
+
+    def _run_restorers(self, *, from_length: int) -> None:
+        restorers = self.ledger("on_rollback")
+        for restore in reversed(restorers[from_length:]):
+            restore()
+        del restorers[from_length:]
+
+    def _hide(self) -> None:
+        if _open.by_database.get(self.database.name) is self:
+            del _open.by_database[self.database.name]
+
+    def _release(self) -> None:
+        try:
+            if not self.connection.invalidated:
+                for hook in self._at_close:
+                    hook(self.connection)
+        except sa.exc.SQLAlchemyError:
+            logger.debug("a connection to %r could not be reset and is discarded", self.database.name, exc_info=True)
+            self.connection.invalidate()
+        finally:
+            self.connection.close()
+
+
+def run_after_commit(hooks: Iterable[Callable[[], None]], database: str) -> None:
+    """Run hooks whose transaction is durable: one that fails is logged, and the others still run."""
+    for hook in hooks:
+        try:
+            hook()
+        except Exception:
+            logger.exception("a hook failed after database %r had committed; the commit stands", database)
+
+
+def _notice_error(context: sa.engine.ExceptionContext) -> None:
+    for tx in _open.by_database.values():
+        if tx.connection is context.connection:
+            tx.note_error(context.sqlalchemy_exception or context.original_exception)
+
+
+def _refuse_foreign_commit(connection: sa.Connection) -> None:
+    for tx in _open.by_database.values():
+        if tx.connection is connection:
+            raise TransactionPoisoned(
+                f"database {tx.database.name!r}: commit() was called on a connection whose transaction crosstie ends "
+                "itself. Leave the block to commit."
+            )
+
+
+def _notice_foreign_rollback(connection: sa.Connection) -> None:
+    for tx in _open.by_database.values():
+        if tx.connection is connection:
+            # The next statement would silently begin a new transaction, and half of the block would commit.
+            tx.end_by_stranger()
+
+
+def _watch(database: Database, engine: sa.Engine) -> None:
+    """Listen where transactions run, and nowhere else: other engines would pay for it with each statement."""
+    if not database.is_autocommit(engine):
+        event.listen(engine, "handle_error", _notice_error)
+        event.listen(engine, "commit", _refuse_foreign_commit)
+        event.listen(engine, "rollback", _notice_foreign_rollback)
+
+
+Database.on_engine.append(_watch)
+
+
+def current(name: str) -> LocalTransaction | None:
+    """The thread's open transaction on this database, or None."""
+    return _open.by_database.get(name)
+
+
+def open_transactions() -> Mapping[str, LocalTransaction]:
+    """The thread's open transactions by database name, in the order in which they were opened."""
+    return MappingProxyType(_open.by_database)
