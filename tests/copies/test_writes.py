@@ -11,6 +11,7 @@ import pytest
 from bench.databases import Pair
 from copies.forum import Rank, copied, open_forum, propagate
 from crosstie.orm import ActiveRecord, transaction
+from crosstie.orm.column import Column
 from crosstie.orm.denormalized import Denormalized
 from crosstie.orm.errors import RecordInvalid
 from crosstie.orm.field import IntegerPKMixin
@@ -228,3 +229,30 @@ def test_copies_follow_what_becomes_of_children_whose_parent_is_deleted(configur
     owner.delete()
     propagate()
     assert configured.second.rows("SELECT owner_id, owner_name FROM things") == [(None, None)]
+
+
+def test_another_model_of_the_table_may_name_its_fields_otherwise(configured: Pair) -> None:
+    """And may lack copies; its rows have them all the same."""
+    forum = open_forum()
+
+    class Draft(IntegerPKMixin, ActiveRecord):
+        __table_name__ = "posts"
+        __connection__ = "secondary"
+
+        id: int | None = None
+        author: Annotated[int | None, Column(name="user_id")] = None
+        signature: Annotated[str | None, Column(name="username"), Denormalized("writer.username")] = None
+        title: str = ""
+        lock_version: int = 0
+
+        writer: ClassVar[BelongsTo[Any]] = BelongsTo(foreign_key="author")
+
+    Draft.writer._target = lambda: forum.User  # type: ignore[method-assign]
+    user = forum.User(username="ann", rank=Rank.MEMBER).save()
+    draft = Draft(author=user.id).save()
+    assert (draft.signature, set(draft.__dict__)) == ("ann", set(Draft.model_fields))
+    assert Draft(id=draft.id, author=user.id, title="t").upsert(on="id").signature == "ann"
+    propagate()
+    assert forum.Post.find(draft.id).user_rank is Rank.MEMBER
+    with pytest.raises(RecordInvalid, match=r"Draft\.signature is a copy of 'writer\.username'"):
+        draft.update(signature="eve")

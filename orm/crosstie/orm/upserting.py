@@ -14,9 +14,8 @@ from sqlalchemy.dialects import mysql, postgresql, sqlite
 
 from crosstie.orm import state as record_state
 from crosstie.orm.collection import atomic
-from crosstie.orm.copies import copies_in
 from crosstie.orm.errors import DuplicateKey, InvalidQuery, RecordInvalid
-from crosstie.orm.filling import refuse_copies
+from crosstie.orm.filling import copies_that_follow, refuse_copies
 from crosstie.orm.local_transaction import LocalTransaction
 from crosstie.orm.mapping import MappedField, TableMapping
 from crosstie.orm.origin import mark_origin
@@ -90,9 +89,7 @@ def _written(mapping: TableMapping, found_by: Sequence[MappedField], update: Seq
         if unfit is not None:
             raise InvalidQuery(f"upsert() cannot update {unfit!r}: the row is found or known by it.")
         names += [name for name in model.__stamped_on_update__ if names and name not in names]
-    if mapping.copied:
-        moved = (group for group in copies_in(mapping) if group.link.near.name in names)
-        names += [copy.field.name for group in moved for copy in group.copies]
+    names += copies_that_follow(mapping, names)
     return [mapping.fields[name] for name in names if mapping.fields[name] is not mapping.lock]
 
 

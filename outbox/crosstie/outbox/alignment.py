@@ -1,8 +1,8 @@
 """Copies made equal to their originals, in one set-based statement for each portion of rows.
 
-Invariant: whoever writes a copy has read the original after locking the copy's row. So of two writers, the one that
-locks last has read last, and an event that was applied later, or twice, or out of order, never brings an older value.
-The values are read outside of the target's transaction, on the primary: what is committed there at that moment.
+Invariant: the original is read after the copy's row was locked. So of two workers, the one that locks last has read
+last, and an event that is applied later, or twice, or out of order, never brings an older value. The values are read
+outside of the target's transaction, on the primary: what is committed there at that moment.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def committed_originals(group: CopyGroup, foreign: Iterable[Any]) -> dict[Any, t
 
 
 def child_rows(group: CopyGroup, connection: sa.Connection, query: sa.Select[Any]) -> list[ChildRow]:
-    """Run a query of `child_columns`."""
+    """What a query of `child_fields` finds."""
     fields = child_fields(group)
     width = len(group.child.key)
     rows = []
@@ -157,9 +157,9 @@ def _write_from_originals(
 
 
 def _literal(tx: LocalTransaction, field: MappedField, value: Any) -> sa.ColumnElement[Any]:
-    literal: sa.ColumnElement[Any] = sa.literal(value, field.column.type)
-    # PostgreSQL takes NULL in a subquery for text.
-    return sa.cast(literal, field.column.type) if tx.database.kind == "postgresql" else literal
+    if value is None and tx.database.kind == "postgresql":  # which takes NULL in a subquery for text
+        return sa.cast(sa.null(), field.column.type)
+    return sa.literal(value, field.column.type)
 
 
 def _write(
