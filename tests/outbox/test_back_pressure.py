@@ -121,21 +121,19 @@ def rows(count: int) -> list[OutboxRow]:
 def test_a_refused_event_is_found_in_few_attempts(count: int) -> None:
     """However the target refuses: the part before it goes through, or it is left alone."""
     for bad in range(count):
-        batch, attempts, applied = rows(count), 0, []
-        while batch:
+        attempts = 0
 
-            def apply(part: Sequence[OutboxRow], bad: int = bad) -> None:
-                nonlocal attempts
-                attempts += 1
-                if any(row.id == bad for row in part):
-                    raise BatchRefused
+        def apply(part: Sequence[OutboxRow], bad: int = bad) -> None:
+            nonlocal attempts
+            attempts += 1
+            if any(row.id == bad for row in part):
+                raise BatchRefused
 
-            done = isolate(batch, apply, lambda _, __: False)
+        applied: list[int] = []
+        done = isolate(rows(count), apply, lambda _, __: False)
+        while done.bad is None:
             applied += [row.id for row in done.applied]
-            if done.bad is not None:
-                break
-            batch = batch[len(done.applied) :]
-        assert done.bad is not None
+            done = isolate(rows(count)[len(applied) :], apply, lambda _, __: False)
         assert (done.bad.id, applied) == (bad, list(range(bad)))
         assert attempts <= count.bit_length() * (count.bit_length() + 1)
 

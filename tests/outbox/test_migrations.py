@@ -176,6 +176,9 @@ def test_tables_with_unfinished_work_are_not_dropped(empty: Database) -> None:
     work = {
         "crosstie_outbox": f"(route, lane, uid, {quote('key')}, operation, type, schema_version, payload, headers,"
         " created_at_ms) VALUES ('r', 0, 'u', 'k', 'event', 't', 1, '', '', 0)",
+        "crosstie_parked": f"(route, lane, id, uid, {quote('key')}, operation, type, schema_version, payload, headers,"
+        " created_at_ms, state, attempts, next_at_ms, parked_at_ms, error)"
+        " VALUES ('r', 0, 1, 'u', 'k', 'event', 't', 1, '', '', 0, 'dead', 20, 0, 0, '')",
         "crosstie_saga": "(saga_id, step, participant, role, state, name, home, participants, undo_log, created_at_ms,"
         " updated_at_ms, expires_at_ms, next_at_ms, attempts)"
         " VALUES ('s', 0, 'p', 'branch', 'applied', 'n', 'h', '[]', '[]', 0, 0, 0, 0, 0)",
