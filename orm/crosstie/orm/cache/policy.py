@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
@@ -15,6 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Cached", "key_text", "policy_of", "require_cacheable"]
 
+LONGEST_S: Final = 365 * 24 * 3600
 _KEYS: Final = (int, str, UUID)
 
 
@@ -29,8 +29,10 @@ class Cached:
 
     def __post_init__(self) -> None:
         given: object = self.ttl_s
-        if isinstance(given, bool) or not isinstance(given, int | float) or not 0 < given < math.inf:
-            raise ModelDefinitionError(f"Cached: expected ttl_s to be a number of seconds, and found {self.ttl_s!r}.")
+        if isinstance(given, bool) or not isinstance(given, int | float) or not 0 < given <= LONGEST_S:
+            raise ModelDefinitionError(
+                f"Cached: expected ttl_s to be a number of seconds, a year at most, and found {self.ttl_s!r}."
+            )
 
 
 def policy_of(given: Cached | bool) -> Cached | None:
