@@ -14,6 +14,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from crosstie.orm.clock import now_ms
+from crosstie.orm.prepared import Prepared
 from crosstie.outbox.envelope import Envelope
 from crosstie.outbox.tables import outbox, route
 
@@ -34,20 +35,30 @@ _COLUMNS: Final[dict[str, sa.types.TypeEngine[Any]]] = {
 
 
 def insert_events(
-    connection: sa.Connection, envelopes: Sequence[Envelope], *, saga_id: str | None = None, want_routes: bool = False
+    connection: sa.Connection,
+    envelopes: Sequence[Envelope],
+    *,
+    saga_id: str | None = None,
+    want_routes: bool = False,
+    own: bool = False,
 ) -> set[str]:
     """Write the events for every route that subscribes to them, ids ascending in the order given; never commits.
 
-    Returns the routes written to where `want_routes`, else an empty set. Raises the driver's errors.
+    Returns the routes written to where `want_routes`, else an empty set. `own` says that crosstie has begun the
+    connection's transaction; SQLAlchemy begins others with their first statement. Raises the driver's errors.
     """
     routes: set[str] = set()
     returning = want_routes and connection.dialect.insert_returning
     statement = _statement(connection.dialect.name, returning)
     for start in range(0, len(envelopes), CHUNK):
         values = {"events": _as_json(envelopes[start : start + CHUNK]), "saga_id": saga_id}
-        result = connection.execute(statement, values)
-        if returning:
-            routes.update(result.scalars())
+        if not own:
+            result = connection.execute(statement.statement, values)
+            routes.update(result.scalars() if returning else ())
+        elif returning:
+            routes.update(row[0] for row in statement.fetch(connection, values).rows)
+        else:
+            statement.run(connection, values)
     if want_routes and not returning:
         routes.update(connection.execute(_SUBSCRIBED, {"types": list({one.type for one in envelopes})}).scalars())
     return routes
@@ -66,7 +77,7 @@ def _as_json(chunk: Sequence[Envelope]) -> str:
 
 
 @functools.cache
-def _statement(dialect: str, returning: bool) -> sa.Insert:
+def _statement(dialect: str, returning: bool) -> Prepared:
     events = _events(dialect)
     values = {
         outbox.c.route: route.c.route,
@@ -89,7 +100,7 @@ def _statement(dialect: str, returning: bool) -> sa.Insert:
         .order_by(events.c.position, route.c.route)
     )
     statement = sa.insert(outbox).from_select([column.name for column in values], selected, include_defaults=False)
-    return statement.returning(outbox.c.route) if returning else statement
+    return Prepared(statement.returning(outbox.c.route) if returning else statement)
 
 
 def _events(dialect: str) -> sa.FromClause:

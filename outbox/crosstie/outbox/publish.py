@@ -110,7 +110,7 @@ def _write(tx: LocalTransaction) -> None:
     waiting.clear()
     saga_id = next(iter(tx.ledgers.get(SAGA_ID, ())), None)
     with tx.mapped_errors(), tx.internal():
-        routes = insert_events(tx.connection, envelopes, saga_id=saga_id, want_routes=doorbell.is_heard())
+        routes = insert_events(tx.connection, envelopes, saga_id=saga_id, want_routes=doorbell.is_heard(), own=True)
         announce(tx.connection)
     for name in sorted(routes):
         tx.after_commit(partial(doorbell.ring, tx.database.name, name))
