@@ -151,26 +151,24 @@ def cost(options: argparse.Namespace) -> None:
 
     rounds = max(3, int(15 * options.scale))
     for name in ("source", "target"):
-        for rows in (1, 100):
+        for rows, events in ((1, 1), (100, 1), (100, 100)):
             times = max(2, int((200 if rows == 1 else 8) * options.scale))
-            measured: dict[bool, list[float]] = {False: [], True: []}
+            measured: dict[int, list[float]] = {0: [], events: []}
             for turn in range(rounds + 1):
-                for publishing in (False, True) if turn % 2 else (True, False):
+                for published in (0, events) if turn % 2 else (events, 0):
                     begun_s = time.perf_counter()
                     for _ in range(times):
-                        write(name, rows, publishing=publishing)
+                        write(name, rows, events=published)
                     if turn:  # the first warms up
-                        measured[publishing].append((time.perf_counter() - begun_s) / times * 1000)
-            added = statistics.median(
-                with_it / without - 1 for with_it, without in zip(measured[True], measured[False], strict=True)
-            )
-            kind = ConnectionManager.get(name).kind
+                        measured[published].append((time.perf_counter() - begun_s) / times * 1000)
+            without, with_them = measured[0], measured[events]
+            added = statistics.median(more / less - 1 for more, less in zip(with_them, without, strict=True))
             print(
-                f"{added:+7.1%}  {statistics.median(measured[False]):8.2f} ms without, "
-                f"{statistics.median(measured[True]):8.2f} ms with: {rows} row(s) and event(s) on {kind}"
+                f"{added:+7.1%}  {statistics.median(without):8.2f} ms without, {statistics.median(with_them):8.2f} ms "
+                f"with: {rows} row(s) and {events} event(s) on {ConnectionManager.get(name).kind}"
             )
-        with ConnectionManager.get(name).autocommit.connect() as connection:
-            connection.execute(sa.text("DELETE FROM crosstie_outbox"))
+            with ConnectionManager.get(name).autocommit.connect() as connection:
+                connection.execute(sa.text("DELETE FROM crosstie_outbox"))
 
 
 # -- backlog ----------------------------------------------------------------------------------------------------------

@@ -49,9 +49,12 @@ def insert_events(
     """
     routes: set[str] = set()
     returning = want_routes and connection.dialect.insert_returning
-    statement = _statement(connection.dialect.name, returning)
     for start in range(0, len(envelopes), CHUNK):
-        values = {"events": _as_json(envelopes[start : start + CHUNK]), "saga_id": saga_id}
+        rows = [_row(one) for one in envelopes[start : start + CHUNK]]
+        statement = _statement(connection.dialect.name, returning, len(rows) == 1)
+        values = {"saga_id": saga_id} | (
+            dict(zip(_COLUMNS, rows[0], strict=True)) if len(rows) == 1 else _as_json(rows)
+        )
         if not own:
             result = connection.execute(statement.statement, values)
             routes.update(result.scalars() if returning else ())
@@ -69,36 +72,41 @@ _SUBSCRIBED: Final = (
 )
 
 
-def _as_json(chunk: Sequence[Envelope]) -> str:
-    rows = [
-        (one.uid, one.key, one.partition, one.type, one.schema_version, one.payload, one.headers_json) for one in chunk
-    ]
-    return json.dumps(rows, ensure_ascii=False, separators=(",", ":"))
+def _row(one: Envelope) -> tuple[object, ...]:
+    return one.uid, one.key, one.partition, one.type, one.schema_version, one.payload, one.headers_json
+
+
+def _as_json(rows: Sequence[tuple[object, ...]]) -> dict[str, object]:
+    return {"events": json.dumps(rows, ensure_ascii=False, separators=(",", ":"))}
 
 
 @functools.cache
-def _statement(dialect: str, returning: bool) -> Prepared:
-    events = _events(dialect)
+def _statement(dialect: str, returning: bool, single: bool) -> Prepared:
+    """For a single event the values are parameters of their own, and no table has to be made of them."""
+    told: dict[str, sa.ColumnElement[Any]]
+    if single:
+        told = {name: sa.bindparam(name, type_=kind) for name, kind in _COLUMNS.items()}
+        source, position = sa.select().select_from(route).where(route.c.event_type == told["type"]), []
+    else:
+        events = _events(dialect)
+        told, position = {column.key: column for column in events.c}, [events.c.position]
+        source = sa.select().select_from(route.join(events, events.c.type == route.c.event_type))
     values = {
         outbox.c.route: route.c.route,
         # Only the database knows how many lanes the route has; every language can compute CRC-32.
-        outbox.c.lane: events.c.hash % route.c.lanes,
-        outbox.c.uid: events.c.uid,
-        outbox.c.key: events.c.key,
+        outbox.c.lane: told["hash"] % route.c.lanes,
+        outbox.c.uid: told["uid"],
+        outbox.c.key: told["key"],
         outbox.c.operation: sa.literal_column("'event'"),
-        outbox.c.type: events.c.type,
-        outbox.c.schema_version: events.c.schema_version,
-        outbox.c.payload: events.c.payload,
-        outbox.c.headers: events.c.headers,
+        outbox.c.type: told["type"],
+        outbox.c.schema_version: told["schema_version"],
+        outbox.c.payload: told["payload"],
+        outbox.c.headers: told["headers"],
         outbox.c.saga_id: sa.bindparam("saga_id", type_=sa.String()),
         outbox.c.created_at_ms: now_ms(),
     }
-    selected = (
-        sa.select(*values.values())
-        .select_from(route.join(events, events.c.type == route.c.event_type))
-        # The database numbers the rows in this order, and the order of ids is the order of delivery.
-        .order_by(events.c.position, route.c.route)
-    )
+    # The database numbers the rows in this order, and the order of ids is the order of delivery.
+    selected = source.add_columns(*values.values()).order_by(*position, route.c.route)
     statement = sa.insert(outbox).from_select([column.name for column in values], selected, include_defaults=False)
     return Prepared(statement.returning(outbox.c.route) if returning else statement)
 
