@@ -162,6 +162,10 @@ def test_a_join_to_many_repeats_rows_until_they_are_distinct(shop: TestDatabase)
     assert once.paginate(1, per_page=1).total == 2
     with pytest.raises(InvalidQuery, match=r"distinct\(\) of joined rows .* of its own model, and found lines\.sku"):
         Order.find_all().join("lines").order_by(Line.c.sku).distinct().all()
+    groups = Order.find_all().join("lines").group_by("id").having(sa.func.max(Line.c.pieces) > 0)
+    assert groups.count() == {1: 2, 3: 1}
+    with pytest.raises(InvalidQuery, match="lines, which it does not read"):
+        once.group_by("id").having(sa.func.max(Line.c.pieces) > 0).count()
     with pytest.raises(InvalidQuery, match=r"lines\.pieces may have several values"):
         once.sum(Line.c.pieces)
     assert Order.find_all().join("customer").distinct().order_by(Customer.c.name).count() == 3

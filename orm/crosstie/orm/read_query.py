@@ -198,7 +198,10 @@ class ReadQuery(RelationQuery[M]):
         with reading(self.mapping) as (connection, database):
             statement = asked.select(database, [*keys, *wanted.columns]).group_by(*keys)
             clause = all_of(having, database)
-            return connection.execute(statement if clause is None else statement.having(clause)).all()
+            if clause is not None:
+                asked.require_known(clause)
+                statement = statement.having(clause)
+            return connection.execute(statement).all()
 
     # -- looking at it --------------------------------------------------------------------------------------
 

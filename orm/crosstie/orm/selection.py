@@ -151,9 +151,13 @@ class Selection(NamedTuple):
         clause = self._met(database)
         if clause is None:
             return sa.true()
-        table = self.mapping.table
-        require_tables(self.mapping, table, sa.select(self.mapping.key[0].column).where(clause))
+        self.require_known(clause)
         return clause
+
+    def require_known(self, clause: sa.ColumnElement[bool]) -> None:
+        """Raise InvalidQuery where a condition uses a table that is neither the query's own nor joined."""
+        source = source_of(self.mapping, self.joins)
+        require_tables(self.mapping, source, sa.select(sa.literal(1)).select_from(source).where(clause))
 
     def _met(self, database: Database) -> sa.ColumnElement[bool] | None:
         clause, hidden = all_of(self.conditions, database), self.mapping.soft_delete
