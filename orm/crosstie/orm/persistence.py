@@ -182,7 +182,7 @@ def _update_row(record: ActiveRecord, mapping: TableMapping, row: Mapping[str, A
     if tx is None or tx.recorder is None:
         matched = statement.run(connection, parameters).rowcount
     else:
-        token = tx.recorder.updating(tx, mapping.table, row_key(record, mapping), list(row))
+        token = tx.recorder.updating(tx, mapping.table, row_key(record, mapping), row)
         matched = statement.run(connection, parameters).rowcount
         tx.recorder.updated(tx, token)
     require_found(matched, record, mapping)
