@@ -6,7 +6,15 @@ from typing import Any
 
 from crosstie.orm.errors import CrosstieError
 
-__all__ = ["SagaAborted", "SagaError", "SagaInDoubt", "SagaNotUndoable", "SagaRecordConflict", "UndoConflict"]
+__all__ = [
+    "SagaAborted",
+    "SagaError",
+    "SagaInDoubt",
+    "SagaNotUndoable",
+    "SagaOperationRefused",
+    "SagaRecordConflict",
+    "UndoConflict",
+]
 
 
 class SagaError(CrosstieError):
@@ -72,6 +80,12 @@ class UndoConflict(SagaError):
         self.table = table
         self.key = key or {}
         self.images = images or {}
+
+
+class SagaOperationRefused(SagaError):
+    """An operator asked for something that this saga does not allow; nothing was changed."""
+
+    code = "saga.operation-refused"
 
 
 class SagaRecordConflict(SagaError):

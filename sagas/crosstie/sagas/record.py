@@ -29,6 +29,7 @@ __all__ = [
     "new_saga_id",
     "quarantine",
     "read_state",
+    "release",
 ]
 
 
@@ -153,4 +154,13 @@ def quarantine(connection: sa.Connection, saga_id: str, participant: str, note: 
     """Keep an applied branch from being undone until an operator has seen `note`."""
     connection.execute(
         sa.update(records).where(_key(saga_id, participant), records.c.state == "applied").values(quarantine=note)
+    )
+
+
+def release(connection: sa.Connection, saga_id: str, participant: str) -> None:
+    """Have the undo of an applied branch tried again, now and by the next sweep."""
+    connection.execute(
+        sa.update(records)
+        .where(_key(saga_id, participant), records.c.state == "applied")
+        .values(quarantine=None, next_at_ms=0, attempts=0)
     )

@@ -28,10 +28,10 @@ from crosstie.outbox.publish import enqueue
 from crosstie.outbox.tables import outbox
 from crosstie.sagas import image, record
 from crosstie.sagas.errors import SagaRecordConflict, UndoConflict
-from crosstie.sagas.record import SagaHeader
+from crosstie.sagas.record import SagaHeader, SagaRecord
 from crosstie.sagas.undo import apply_undo
 
-__all__ = ["Decision", "Resolution", "decide", "resolve"]
+__all__ = ["Decision", "Manner", "Resolution", "decide", "resolve", "undo_by_hand"]
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +46,17 @@ class Decision(Enum):
     ABORTED = "aborted"
     FORGOTTEN = "forgotten"
     """It was decided and settled so long ago that its records are gone: there is nothing left to do."""
+
+
+class Manner(Enum):
+    """How an undo treats rows that somebody has changed since."""
+
+    CHECKED = "checked"
+    """They are a conflict, and nothing is undone."""
+    FORCED = "forced"
+    """They are overwritten."""
+    KEPT = "kept"
+    """All rows stay as they are."""
 
 
 @dataclass
@@ -170,6 +181,19 @@ def _resolve_branch(header: SagaHeader, branch: str, decision: Decision) -> str 
     raise AssertionError("unreachable")
 
 
+def undo_by_hand(header: SagaHeader, branch: str, manner: Manner) -> None:
+    """Undo an applied branch of an aborted saga although it may be quarantined.
+
+    Does nothing where the branch is no longer applied. Raises UndoConflict, and then nothing is undone; CommitInDoubt.
+    """
+    with detached_transaction(branch) as tx:
+        _limit_lock_waits(tx)
+        found = record.lock(tx.connection, header.saga_id, branch)
+        if found is not None and found.state == "applied":
+            record.release(tx.connection, header.saga_id, branch)
+            _undo(tx, found, manner)
+
+
 def _undo_or_refuse(header: SagaHeader, branch: str) -> str | None:
     with detached_transaction(branch) as tx:
         _limit_lock_waits(tx)
@@ -180,18 +204,25 @@ def _undo_or_refuse(header: SagaHeader, branch: str) -> str | None:
         elif found.state == "applied":
             if found.quarantine is not None:
                 return found.quarantine
-            entries = image.load(found.undo_log)
-            writes = [entry for entry in entries if entry["op"] != "events"]
-            apply_undo(tx.database, tx.connection, writes)
-            tell_of_undo(tx, {entry["table"] for entry in writes})
-            if len(entries) and entries[-1]["op"] == "events":
-                # There is no index for this; only a branch that published events pays for the search.
-                tx.connection.execute(sa.delete(outbox).where(outbox.c.saga_id == header.saga_id))
-            _tell_of_copies(tx, writes)
-            record.move(tx.connection, header.saga_id, branch, "applied", "undone")
-            tx.mark_written()
+            _undo(tx, found, Manner.CHECKED)
             fault_point("recovery.branch-undone")
     return None
+
+
+def _undo(tx: LocalTransaction, found: SagaRecord, manner: Manner) -> None:
+    """Take a branch's writes and its events back, and say so in its record. Raises UndoConflict."""
+    header = found.header
+    entries = image.load(found.undo_log)
+    writes = [entry for entry in entries if entry["op"] != "events"]
+    if manner is not Manner.KEPT:
+        apply_undo(tx.database, tx.connection, writes, forced=manner is Manner.FORCED)
+        tell_of_undo(tx, {entry["table"] for entry in writes})
+    if len(entries) and entries[-1]["op"] == "events":
+        # There is no index for this; only a branch that published events pays for the search.
+        tx.connection.execute(sa.delete(outbox).where(outbox.c.saga_id == header.saga_id))
+    _tell_of_copies(tx, writes)
+    record.move(tx.connection, header.saga_id, found.participant, "applied", "undone")
+    tx.mark_written()
 
 
 def _tell_of_copies(tx: LocalTransaction, entries: Iterable[Mapping[str, Any]]) -> None:

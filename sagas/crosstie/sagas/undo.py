@@ -25,13 +25,16 @@ Entry = Mapping[str, Any]
 """`op` (insert, update, delete, increment), `table`, `schema`, `key`, and by op: `before`, `after`, `deltas`."""
 
 
-def apply_undo(database: Database, connection: sa.Connection, entries: Iterable[Entry]) -> None:
+def apply_undo(
+    database: Database, connection: sa.Connection, entries: Iterable[Entry], *, forced: bool = False
+) -> None:
     """Undo the entries, last first, inside the connection's transaction.
 
-    Raises UndoConflict, naming table, key, and what was expected and found; the caller must roll back.
+    `forced` overwrites rows that somebody has changed since, and passes over those that somebody has deleted. Raises
+    UndoConflict, naming table, key, and what was expected and found; the caller must roll back.
     """
     for entry in reversed(list(entries)):
-        row = _Row(database, connection, entry)
+        row = _Row(database, connection, entry, forced=forced)
         try:
             _UNDO[entry["op"]](row)
         except sa.exc.DBAPIError as error:
@@ -44,7 +47,8 @@ def apply_undo(database: Database, connection: sa.Connection, entries: Iterable[
 class _Row:
     """The row of one entry in its table, built from the names that the record holds."""
 
-    def __init__(self, database: Database, connection: sa.Connection, entry: Entry) -> None:
+    def __init__(self, database: Database, connection: sa.Connection, entry: Entry, *, forced: bool) -> None:
+        self.forced = forced
         self.database = database
         self.connection = connection
         self.entry = entry
@@ -84,9 +88,14 @@ class _Row:
             images=images,
         )
 
+    def require_there(self) -> None:
+        """Raise UndoConflict for a row that is gone, unless that is to be passed over."""
+        if not self.forced:
+            raise self.conflict("somebody deleted the row since")
+
     def require_unchanged(self, now: Image, expected: Image) -> None:
         changed = sorted(name for name, value in expected.items() if now[name] != value)
-        if changed:
+        if changed and not self.forced:
             # Values stay out of the message, which is logged; the images are kept beside the record.
             raise self.conflict(
                 f"somebody has changed {', '.join(changed)} since", expected=dict(expected), found=dict(now)
@@ -106,7 +115,8 @@ def _undo_update(row: _Row) -> None:
     before: Image = row.entry["before"]
     now = row.read(before)
     if now is None:
-        raise row.conflict("somebody deleted the row since")
+        row.require_there()
+        return
     row.require_unchanged(now, row.entry["after"])
     values = {name: row.bind(value) for name, value in before.items()}
     row.connection.execute(sa.update(row.table).where(row.where).values(values))
@@ -114,6 +124,8 @@ def _undo_update(row: _Row) -> None:
 
 def _undo_delete(row: _Row) -> None:
     values = {name: row.bind(value) for name, value in row.entry["before"].items()}
+    if row.forced:
+        row.connection.execute(sa.delete(row.table).where(row.where))  # one of the same key that was made since
     if row.database.kind != "postgresql":
         row.connection.execute(sa.insert(row.table).values(values))
         return
@@ -136,7 +148,7 @@ def _undo_increment(row: _Row) -> None:
         values[name] = rest if scale is None or row.database.kind != "sqlite" else sa.func.round(rest, scale)
     result = row.connection.execute(sa.update(row.table).where(row.where).values(values))
     if result.rowcount != 1:
-        raise row.conflict("somebody deleted the row since")
+        row.require_there()
 
 
 _UNDO: dict[str, Any] = {

@@ -26,6 +26,7 @@ from crosstie.workers.imports import add_working_directory, import_modules
 from crosstie.workers.map_command import map_models
 from crosstie.workers.metrics_command import serve_metrics
 from crosstie.workers.outbox_command import outbox
+from crosstie.workers.sagas_command import sagas
 from crosstie.workers.status import read_status
 from crosstie.workers.sweep import sync_subscriptions
 
@@ -239,6 +240,7 @@ cli.command("backfill")(backfill_copies)
 cli.command("verify-copies")(verify_copies)
 cli.command("metrics")(serve_metrics)
 cli.add_typer(outbox, name="outbox")
+cli.add_typer(sagas, name="sagas")
 
 
 def main(arguments: list[str] | None = None) -> Any:

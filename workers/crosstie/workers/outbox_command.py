@@ -14,8 +14,7 @@ from crosstie.outbox.inspection import lane_states, parked_events, waiting_event
 from crosstie.outbox.operation import Selection
 from crosstie.outbox.verification import Problem, verify
 from crosstie.workers import presentation
-from crosstie.workers.outbox_operation import pause, redrive, replace, resume, skip
-from crosstie.workers.outbox_options import (
+from crosstie.workers.command_options import (
     INCOMPLETE,
     AsJson,
     Databases,
@@ -28,6 +27,7 @@ from crosstie.workers.outbox_options import (
     print_json,
     sources,
 )
+from crosstie.workers.outbox_operation import pause, redrive, replace, resume, skip
 from crosstie.workers.outbox_presentation import (
     event_document,
     event_line,

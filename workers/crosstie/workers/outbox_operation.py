@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import pwd
 import sys
 import time
 from pathlib import Path
@@ -17,11 +14,10 @@ from crosstie.outbox.errors import OperationRefused
 from crosstie.outbox.inspection import parked_events
 from crosstie.outbox.operation import Selection
 from crosstie.workers import presentation
-from crosstie.workers.outbox_options import AsJson, Databases, EventId, Imports, Key, Route, print_json, sources
+from crosstie.workers.command_options import AsJson, Databases, EventId, Imports, Key, Route, print_json, sources
+from crosstie.workers.operator_log import log_operation
 
 __all__ = ["pause", "redrive", "replace", "resume", "skip"]
-
-logger = logging.getLogger("crosstie.operator")
 
 POLL_S: Final = 0.1
 
@@ -89,7 +85,7 @@ def replace(
     payload = _read(file)
     source = (holders or names)[0]
     event_type = operation.replace(source, event_id, payload)
-    _log("replace", f"event {event_id} of type {event_type!r} in {source!r}")
+    log_operation("replace", f"event {event_id} of type {event_type!r} in {source!r}")
     _say(
         as_json, {"replaced": event_id, "database": source, "type": event_type}, f"{source}: event {event_id} replaced"
     )
@@ -106,7 +102,7 @@ def pause(
     names = _with_route(sources(databases, imports), route)
     deadline = time.monotonic() + wait_s
     owned = {name: operation.pause(name, route) for name in names}
-    _log("pause", f"route {route!r} of {', '.join(names)}")
+    log_operation("pause", f"route {route!r} of {', '.join(names)}")
     while any(owned.values()) and time.monotonic() < deadline:
         time.sleep(POLL_S)
         owned = {name: operation.owned_lanes(name, route) for name in names}
@@ -121,7 +117,7 @@ def resume(route: OneRoute, databases: Databases = None, as_json: AsJson = False
     names = _with_route(sources(databases, imports), route)
     for name in names:
         operation.resume(name, route)
-    _log("resume", f"route {route!r} of {', '.join(names)}")
+    log_operation("resume", f"route {route!r} of {', '.join(names)}")
     _say(as_json, {"resumed": route, "databases": names}, f"route {route!r} of {', '.join(names)} is resumed")
 
 
@@ -157,24 +153,10 @@ def _report(action: str, selection: Selection, done: dict[str, int], as_json: bo
     wanted = ", ".join(f"{name}={value!r}" for name, value in vars(selection).items() if value) or "all"
     for name, count in done.items():
         if count:
-            _log(action, f"{count} parked event(s) in {name!r} ({wanted})")
+            log_operation(action, f"{count} parked event(s) in {name!r} ({wanted})")
     total = sum(done.values())
     _say(as_json, {action: done}, f"{total} event(s) {effect}" if total else "no parked event matches")
     raise typer.Exit(0 if total else 1)
-
-
-def _log(action: str, what: str) -> None:
-    """As a warning, so that it is seen wherever nothing is configured about logging."""
-    logger.warning("operator %s: %s %s", _operator(), action, what)
-
-
-def _operator() -> str:
-    try:
-        name = pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:
-        name = f"uid {os.getuid()}"
-    behind = os.environ.get("SUDO_USER")
-    return f"{name} (for {behind})" if behind else name
 
 
 def _say(as_json: bool, document: dict[str, Any], line: str) -> None:

@@ -1,4 +1,4 @@
-"""What the commands `crosstie outbox …` have in common: options, databases, output for programs."""
+"""What the commands that look into the databases have in common: options, databases, output for programs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ Databases = Annotated[
     typer.Option(
         "--database",
         "-d",
-        help="A database whose outbox is meant; may be repeated. Without any, all.",
+        help="A database that is meant; may be repeated. Without any, all.",
         show_default=False,
     ),
 ]
