@@ -17,7 +17,7 @@ from bench.faults import crash_at
 from bench.processes import child_environment
 from crosstie.orm import ActiveRecord, transaction, watch
 from crosstie.orm.column import Column
-from crosstie.orm.errors import ModelDefinitionError
+from crosstie.orm.errors import ModelDefinitionError, StaleRecord
 from crosstie.orm.field import CompositePKMixin, IntegerPKMixin, OptimisticLockMixin, TimestampMixin
 from crosstie.orm.registry import registry
 from crosstie.outbox import RowEvent, changes, subscriber, sweep_lanes, sync_routes
@@ -173,6 +173,19 @@ def test_what_rolls_back_is_not_told(heard: list[RowEvent], configured_crash_pai
         raise Rollback
     assert [one[:2] for one in arrive(heard)] == [("created", kept.id)]
     assert stored(configured_crash_pair.first) == 0
+
+
+def test_a_stale_record_tells_nothing(heard: list[RowEvent]) -> None:
+    """Somebody else has the row's newer version; the error is swallowed and the transaction commits."""
+    stale = Member(name="a").save()
+    Member.find(stale.id).update(credit=Decimal(2))
+    arrive(heard)
+    with transaction("default"):
+        for write in (lambda: stale.update(credit=Decimal(3)), stale.delete):
+            with pytest.raises(StaleRecord):
+                write()
+        Member(name="b").save()
+    assert [(kind, new["name"]) for kind, _, _, new in arrive(heard)] == [("created", "b")]
 
 
 def test_a_saga_is_told_of_if_it_commits_and_its_undo_is_not(

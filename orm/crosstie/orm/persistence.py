@@ -180,12 +180,11 @@ def _update_row(record: ActiveRecord, mapping: TableMapping, row: Mapping[str, A
     connection, _, tx = write
     statement, parameters = update_statement(mapping, row), _update_parameters(record, mapping, row)
     if tx is None or tx.recorder is None:
-        matched = statement.run(connection, parameters).rowcount
+        require_found(statement.run(connection, parameters).rowcount, record, mapping)
     else:
         token = tx.recorder.updating(tx, mapping.table, row_key(record, mapping), row)
-        matched = statement.run(connection, parameters).rowcount
+        require_found(statement.run(connection, parameters).rowcount, record, mapping)
         tx.recorder.updated(tx, token)
-    require_found(matched, record, mapping)
 
 
 def update_statement(mapping: TableMapping, columns: Iterable[str]) -> Prepared:

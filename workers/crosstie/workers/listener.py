@@ -29,9 +29,9 @@ class Listener:
         What a process writes right after it has notified is told by nobody, so each notification counts twice: at
         once, and when the next one may come. Raises DatabaseUnavailable.
         """
-        again = self._again
         try:
             connection = self._connected()
+            again = self._again
             timeout_s = self._interval_s if again else LISTEN_S
             self._again = any(True for _ in connection.notifies(timeout=timeout_s, stop_after=1))
         except Exception as error:
