@@ -76,7 +76,7 @@ def drop_databases() -> None:
 
     with redis.Redis.from_url(REDIS_URL) as client:
         for queue in (QUEUE, f"{QUEUE}-tasks"):
-            client.delete(queue, f"_kombu.binding.{queue}")
+            client.delete(queue, f"_kombu.binding.{queue}", f"_kombu.binding_permanent.{queue}")
     for engine in _servers():
         force = " WITH (FORCE)" if engine.dialect.name == "postgresql" else ""
         with engine.connect() as connection:
