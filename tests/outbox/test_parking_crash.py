@@ -38,7 +38,7 @@ ONE_LANE: Final = {
     "CROSSTIE_OUTBOX__SQLITE_LANES": "1",
 }
 LONG = os.environ.get("CROSSTIE_STORM") == "long"
-KILLS, POISONS = (80, 400) if LONG else (6, 40)
+KILLS, ARRIVALS = (80, 60) if LONG else (6, 40)
 
 
 def given_events(each: int = 6) -> None:
@@ -127,10 +127,14 @@ def test_a_lapsed_owner_cannot_park(configured_crash_pair: Pair) -> None:
 
 
 PRODUCER: Final = """
-    import random, sys
+    import random, sys, time
+    from crosstie.outbox import pending
     from outbox import bank
     choose = random.Random(int(sys.argv[1]))
     while True:
+        if any(route.depth > 200 for route in pending("default")):
+            time.sleep(0.02)  # a few hundred are enough to park some, and the last relay has them all to deliver
+            continue
         bank.transfer(choose.choice(["a", "b", "c", "d", "e", "f"]), times=choose.randint(1, 3))
         print("transferred", flush=True)
 """
@@ -140,7 +144,7 @@ STORMY_RELAY: Final = """
     from crosstie.orm.errors import CrosstieError
     from outbox import bank
     choose = random.Random(int(sys.argv[1]))
-    parking.LONGEST_RETRY_S = 0.05
+    parking.LONGEST_RETRY_S = 0.5
 
     def receive(event):
         bank.record(event)
@@ -175,16 +179,16 @@ def test_a_storm_of_poison_and_kills_keeps_the_order_of_every_key(configured_cra
 
     producers = [start(PRODUCER) for _ in range(2)]
     relays = [start(STORMY_RELAY) for _ in range(3)]
-    parked_once = 0
+    ever_parked: set[int] = set()
     for _ in range(KILLS):
         seen = len(bank.arrivals(pair.second))
-        wanted = choose.randint(5, POISONS)
+        wanted = choose.randint(5, ARRIVALS)
 
         def went_on(seen: int = seen, wanted: int = wanted) -> bool:
+            ever_parked.update(number for number, *_ in bank.parked(pair.first))
             return len(bank.arrivals(pair.second)) >= seen + wanted
 
-        eventually(went_on, within_s=60, describe="events arrive between two kills")
-        parked_once += len(bank.parked(pair.first))
+        eventually(went_on, within_s=120 if LONG else 60, describe="events arrive between two kills")
         victims, code = (relays, STORMY_RELAY) if choose.random() < 0.7 else (producers, PRODUCER)
         place = choose.randrange(len(victims))
         victims[place].kill()
@@ -204,4 +208,4 @@ def test_a_storm_of_poison_and_kills_keeps_the_order_of_every_key(configured_cra
     arrived = bank.arrivals(pair.second)
     for name, count in moves.items():
         assert [number for account, number in arrived if account == name] == list(range(1, count + 1))
-    assert parked_once, "nothing was ever parked: the storm proved nothing"
+    assert len(ever_parked) >= KILLS, "too little was parked: the storm proved nothing"
