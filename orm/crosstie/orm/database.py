@@ -9,7 +9,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
@@ -19,7 +18,7 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from crosstie.orm.configuration import ConnectionSettings
-from crosstie.orm.driver_errors import mapped_errors
+from crosstie.orm.driver_errors import MappedErrors
 from crosstie.orm.liveness import Liveness
 
 __all__ = ["Capabilities", "Database"]
@@ -73,6 +72,7 @@ class Database:
         self.kind: str = settings.driver
         self.capabilities = _CAPABILITIES[settings.driver]
         self.liveness = Liveness()
+        self._mapped_errors = MappedErrors(name, settings.address())
         self._lock = threading.Lock()
         self._engine: sa.Engine | None = None
         self._autocommit: sa.Engine | None = None
@@ -105,9 +105,9 @@ class Database:
         """The SQLAlchemy dialect; known without a connection."""
         return self.engine.dialect
 
-    def mapped_errors(self) -> AbstractContextManager[None]:
+    def mapped_errors(self) -> MappedErrors:
         """A context manager that turns driver errors into ours, naming this database."""
-        return mapped_errors(self.name, self.settings.address())
+        return self._mapped_errors
 
     def ping(self) -> float:
         """Ask the database a trivial question on a fresh or tested connection; returns the seconds that it took.

@@ -7,8 +7,6 @@ errors is it, does the transaction survive it, and was the outcome of a COMMIT l
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +24,7 @@ from crosstie.orm.errors import (
     PoolExhausted,
 )
 
-__all__ = ["Failure", "classify", "driver_exception", "mapped_errors"]
+__all__ = ["Failure", "MappedErrors", "classify", "driver_exception"]
 
 
 @dataclass(frozen=True)
@@ -179,19 +177,31 @@ def _sqlite(cause: sqlite3.Error) -> Failure:
     return Failure(NoSuchTable if missing else DatabaseError, False, False, detail)
 
 
-@contextmanager
-def mapped_errors(database: str, address: str) -> Iterator[None]:
-    """Turn what the driver raises inside the block into our errors, naming the database; the original is the cause."""
-    try:
-        yield
-    except sa_exc.SQLAlchemyError as error:
+class MappedErrors:
+    """Turns what the driver raises inside a block into our errors, naming the database; the original is the cause.
+
+    It has no state: one object serves any number of blocks, threads and levels.
+    """
+
+    __slots__ = ("_address", "_database")
+
+    def __init__(self, database: str, address: str) -> None:
+        self._database = database
+        self._address = address
+
+    def __enter__(self) -> None:
+        """Nothing to do."""
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        """Raise ours in place of an error of the driver."""
+        if not isinstance(error, sa_exc.SQLAlchemyError):
+            return
         # A value that a column type refused: SQLAlchemy wraps it, though no statement has reached the database.
         if isinstance(error, sa_exc.StatementError) and isinstance(error.orig, CrosstieError):
             raise error.orig from None
         failure = classify(error)
-        if failure is None:
-            raise
-        raise failure.error(describe(failure, database, address)) from error
+        if failure is not None:
+            raise failure.error(describe(failure, self._database, self._address)) from error
 
 
 def describe(failure: Failure, database: str, address: str) -> str:

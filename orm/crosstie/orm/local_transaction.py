@@ -19,7 +19,7 @@ from sqlalchemy import event
 
 from crosstie.orm.commit import commit_verified
 from crosstie.orm.database import ENDED, Database
-from crosstie.orm.driver_errors import classify, driver_exception
+from crosstie.orm.driver_errors import MappedErrors, classify, driver_exception
 from crosstie.orm.errors import DatabaseUnavailable, TransactionPoisoned
 from crosstie.orm.recorder import WriteRecorder
 
@@ -75,7 +75,7 @@ class LocalTransaction:
     def __repr__(self) -> str:
         return f"LocalTransaction({self.database.name!r}, written={self.written}, poisoned={self.poisoned})"
 
-    def mapped_errors(self) -> AbstractContextManager[None]:
+    def mapped_errors(self) -> MappedErrors:
         """A context manager that turns driver errors into ours, naming this database."""
         return self.database.mapped_errors()
 
@@ -128,14 +128,9 @@ class LocalTransaction:
         """Whether what runs on the connection now is crosstie's own, which tells the recorder by itself."""
         return self._internal > 0
 
-    @contextmanager
-    def internal(self) -> Iterator[None]:
+    def internal(self) -> AbstractContextManager[None]:
         """Statements of the block are crosstie's own."""
-        self._internal += 1
-        try:
-            yield
-        finally:
-            self._internal -= 1
+        return _Internal(self)
 
     # -- ledgers and hooks ----------------------------------------------------------------------------------
 
@@ -261,6 +256,19 @@ class LocalTransaction:
             self.connection.invalidate()
         finally:
             self.connection.close()
+
+
+class _Internal:
+    __slots__ = ("_tx",)
+
+    def __init__(self, tx: LocalTransaction) -> None:
+        self._tx = tx
+
+    def __enter__(self) -> None:
+        self._tx._internal += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._tx._internal -= 1
 
 
 def run_after_commit(hooks: Iterable[Callable[[], None]], database: str) -> None:

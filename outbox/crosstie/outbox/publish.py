@@ -14,7 +14,7 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from crosstie.orm.driver_errors import mapped_errors
+from crosstie.orm.driver_errors import MappedErrors
 from crosstie.orm.errors import CrossDatabaseWriteWarning
 from crosstie.orm.local_transaction import LocalTransaction, current, open_transactions
 from crosstie.orm.transaction import active_unit, transaction
@@ -51,7 +51,7 @@ def publish(event: Event, to: sa.Connection | Session) -> None:
             enqueue(tx, [event])
             return
     url = connection.engine.url
-    with mapped_errors(str(url.database), url.render_as_string(hide_password=True)):
+    with MappedErrors(str(url.database), url.render_as_string(hide_password=True)):
         insert_events(connection, [Envelope.of(event)])
         announce(connection)
 
