@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from typing import IO, Any
 
 from carriers.place import environment
@@ -46,7 +47,8 @@ class Carrier(ABC):
     def stop(self) -> None:
         """End the workers and what they have started."""
         for process in self.workers:
-            os.killpg(process.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         self.workers.clear()
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
+from contextlib import suppress
 from typing import Any
 
 import sqlalchemy as sa
@@ -49,6 +51,14 @@ class CeleryTasks(Carrier):
                 book.apply_async((number, number % ACCOUNTS, 1, time.time()), producer=producer)
 
     def start(self) -> None:
-        """One worker, two processes."""
+        """One worker with two processes."""
         options = ("--concurrency", "2", "--without-gossip", "--without-mingle", "--without-heartbeat")
         self.run("-m", "celery", "-A", "carriers.celery_carrier:app", "worker", *options)
+
+    def stop(self) -> None:
+        """In order, so that it leaves no message behind as taken and not acknowledged."""
+        for process in self.workers:
+            process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(30)
+        super().stop()
