@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final
+from typing import Any, Final
 
 import pytest
 import sqlalchemy as sa
@@ -73,9 +73,11 @@ def test_everything_has_a_form_for_mysql() -> None:
     tables = [str(CreateTable(table).compile(dialect=dialect)) for table in METADATA.sorted_tables]
     assert all("ENGINE=InnoDB" in text for text in tables)
     assert any("AUTO_INCREMENT" in text and "UNIQUE (id)" in text for text in tables)
-    inserted = str(insertion._statement(2, False).compile(dialect=dialect))
-    assert "UNION ALL" in inserted
-    assert "RETURNING" not in inserted
+    for single in (False, True):
+        prepared: Any = insertion._statement("mysql", returning=False, single=single)
+        inserted = str(prepared.statement.compile(dialect=dialect))
+        assert ("JSON_TABLE" in inserted) is not single
+        assert "RETURNING" not in inserted
     assert "LIMIT" in str(batch._BATCH.compile(dialect=dialect))
     absent = upsert._statement("mysql", inbox, {"origin": "o", "route": "r", "lane": 0, "ids": "[]"})
     assert "ON DUPLICATE KEY UPDATE" in str(absent.compile(dialect=dialect))
