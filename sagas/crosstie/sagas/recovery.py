@@ -217,7 +217,7 @@ def _undo(tx: LocalTransaction, found: SagaRecord, manner: Manner) -> None:
     if manner is not Manner.KEPT:
         apply_undo(tx.database, tx.connection, writes, forced=manner is Manner.FORCED)
         tell_of_undo(tx, {entry["table"] for entry in writes})
-    if len(entries) and entries[-1]["op"] == "events":
+    if len(writes) < len(entries):
         # There is no index for this; only a branch that published events pays for the search.
         tx.connection.execute(sa.delete(outbox).where(outbox.c.saga_id == header.saga_id))
     _tell_of_copies(tx, writes)
