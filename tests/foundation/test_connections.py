@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import pickle
 import threading
 import time
@@ -16,7 +15,7 @@ from bench.databases import DatabaseKind, Solo, TestDatabase, fresh_database
 from bench.guard import configured_databases
 from bench.processes import Spawner
 from bench.proxy import Proxy
-from crosstie.orm import ConnectionManager, errors
+from crosstie.orm import ConnectionManager, errors, local_transaction
 from crosstie.orm.clock import now_ms
 from crosstie.orm.errors import (
     CrosstieError,
@@ -199,13 +198,12 @@ def test_threads_do_not_share_transactions(configured_database: TestDatabase) ->
 
 def test_engines_that_run_no_transaction_of_ours_are_not_listened_to(configured_database: TestDatabase) -> None:
     """A listener costs each statement some microseconds: a fifth of a get by key on SQLite."""
-    local = importlib.import_module("crosstie.orm.transaction")  # the package exports a function of this name
     default = ConnectionManager.get("default")
     foreign = sa.create_engine("sqlite://")
     for name, listener in (
-        ("handle_error", local._notice_error),
-        ("commit", local._refuse_foreign_commit),
-        ("rollback", local._notice_foreign_rollback),
+        ("handle_error", local_transaction._notice_error),
+        ("commit", local_transaction._refuse_foreign_commit),
+        ("rollback", local_transaction._notice_foreign_rollback),
     ):
         assert sa.event.contains(default.engine, name, listener)
         assert not sa.event.contains(default.autocommit, name, listener)

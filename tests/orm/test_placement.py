@@ -35,7 +35,7 @@ from crosstie.orm.errors import (
 )
 from crosstie.orm.field import IntegerPKMixin
 from crosstie.orm.integrity import AuditedReference, AuditState, audit_reference
-from crosstie.orm.placement import Placement, chosen
+from crosstie.orm.placement import chosen
 from crosstie.orm.relation import BelongsTo, HasMany, ManyToMany
 from crosstie.orm.statement_log import logged_statements
 from crosstie.outbox.tables import create_tables
@@ -396,61 +396,6 @@ def test_replicas_are_chosen_along(tenants: Pair) -> None:
             __table_name__ = "orders"
             __connection__ = COMPANY
             __read_connection__ = "tenant_acme"
-
-
-def shard_of(number: int) -> str:
-    """Odd numbers are acme's."""
-    return f"tenant_{'acme' if number % 2 else 'bolt'}"
-
-
-@pytest.mark.parametrize(
-    ("place", "acme", "bolt", "nowhere"),
-    [
-        (ShardMap({"eu": "tenant_acme", "us": "tenant_bolt"}), "eu", "us", "cn"),
-        (ShardMap({1: "tenant_acme", 2: "tenant_bolt"}), 1, 2, 3),
-        (ShardMap(shard_of), 7, 8, None),
-        (ShardMap(lambda shard: shard), "tenant_acme", "tenant_bolt", "elsewhere"),
-        (Tenants("tenant_{shard}"), "acme", "bolt", "elsewhere"),
-    ],
-    ids=["map", "map-of-integers", "function", "names", "tenants"],
-)
-def test_shards_are_chosen_by_a_map_or_a_function(
-    place: Placement, acme: object, bolt: object, nowhere: object, tenants: Pair
-) -> None:
-    """`connected_to(shard=...)` gives the key; a shard that nobody has configured is an error."""
-
-    class Sharded(IntegerPKMixin, ActiveRecord):
-        __table_name__ = "orders"
-        __connection__ = place
-
-        item: str
-
-    for shard, name in ((acme, "acme"), (bolt, "bolt")):
-        with connected_to(shard=shard):
-            assert Sharded.find(1).item == name
-    if nowhere is not None:
-        with connected_to(shard=nowhere), pytest.raises(UnknownConnection):
-            Sharded.find(1)
-    with connected_to(tenant="acme"), pytest.raises(NoTenantChosen, match="'shard'"):
-        Sharded.find(1)
-
-
-def test_a_function_names_the_connection(tenants: Pair) -> None:
-    """Called for each statement; what it returns must be configured."""
-    now = ["tenant_acme"]
-
-    class Computed(IntegerPKMixin, ActiveRecord):
-        __table_name__ = "orders"
-        __connection__ = lambda: now[0]  # noqa: E731 - as a user would write it
-
-        item: str
-
-    assert Computed.find(1).item == "acme"
-    now[0] = "tenant_bolt"
-    assert Computed.find(1).item == "bolt"
-    now[0] = "tenant_nobody"
-    with pytest.raises(UnknownConnection, match="leads to 'tenant_nobody'"):
-        Computed.find(1)
 
 
 def test_conditions_may_use_tables_of_the_same_place_only(tenants: Pair) -> None:

@@ -17,6 +17,7 @@ from crosstie.orm.relation import BelongsTo
 from crosstie.orm.release import release
 from crosstie.outbox import pending, propagation, sync_routes
 from crosstie.outbox.errors import ReferenceUnrouted
+from crosstie.outbox.operation import Selection, redrive
 from crosstie.sagas import SagaAborted, saga
 from references.family import count, define, open_family, propagate, user_with
 
@@ -171,7 +172,7 @@ def test_a_delete_before_the_routes_are_written_is_refused(configured: Pair) -> 
 
 
 def test_what_cannot_go_on_waits_for_its_route(family: Any, configured: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the children's database lost the subscription to its own rest, nothing is dropped."""
+    """Where the children's database lost the subscription to its own rest, nothing is dropped: the event is parked."""
     monkeypatch.setattr(propagation, "ROWS_PER_TRANSACTION", 2)
     user = user_with(family, posts=3)
     configured.second.execute("DELETE FROM crosstie_route WHERE event_type LIKE %s", ("%secondary>secondary",))
@@ -180,7 +181,7 @@ def test_what_cannot_go_on_waits_for_its_route(family: Any, configured: Pair, mo
     assert "ReferenceUnrouted" in str([one.last_error for one in pending("default")])
     assert count(configured, "posts") == 3
     sync_routes()
-    configured.first.execute("UPDATE crosstie_lane SET ready_at_ms = 0")
+    assert redrive("default", Selection(route="secondary")) == 1
     propagate()
     assert count(configured, "posts") == 0
 
