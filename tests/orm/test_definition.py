@@ -354,3 +354,12 @@ def test_defining_models_asks_no_database(configured: Pair) -> None:
         Volume.find_all().with_("shelf")
         references([Shelf, Volume])
     assert len(log) == 0
+
+
+@pytest.mark.filterwarnings("ignore:Field name")  # pydantic's own word on it, which is no refusal
+@pytest.mark.parametrize("name", ["c", "save", "changes"])
+def test_a_name_of_active_record_is_not_a_fields(name: str) -> None:
+    """It is refused where the model is defined, and the message tells of the way out."""
+    namespace = {"__annotations__": {name: int}, "__table_name__": "t", "__connection__": "default"}
+    with pytest.raises(ModelDefinitionError, match=rf"'{name}' is taken.*Column\(name="):
+        type("Taken", (ActiveRecord,), namespace | {"__module__": __name__})

@@ -43,6 +43,11 @@ class _ColumnsOf:
         return mapping_of(owner).columns
 
 
+def _is_taken(name: str) -> bool:
+    """Whether ActiveRecord has an attribute of this name; without asking it, since some need a table to answer."""
+    return any(name in base.__dict__ for base in ActiveRecord.__mro__)
+
+
 class ActiveRecord(BaseModel):
     """A record is a row: `User.find_by(name="x")`, `user.save()`, `user.posts()`.
 
@@ -79,12 +84,10 @@ class ActiveRecord(BaseModel):
         super().__pydantic_init_subclass__(**kwargs)
         if cls.is_mapped():
             connection_of(cls)
-        taken = [name for name in cls.model_fields if hasattr(ActiveRecord, name)]
+        taken = [name for name in cls.model_fields if _is_taken(name)]
         private = cls.__private_attributes__
         taken += [
-            name
-            for name in relations_of(cls)
-            if name in cls.model_fields or f"_{name}" in private or hasattr(ActiveRecord, name)
+            name for name in relations_of(cls) if name in cls.model_fields or f"_{name}" in private or _is_taken(name)
         ]
         if taken:
             raise ModelDefinitionError(
