@@ -362,4 +362,4 @@ def test_a_name_of_active_record_is_not_a_fields(name: str) -> None:
     """It is refused where the model is defined, and the message tells of the way out."""
     namespace = {"__annotations__": {name: int}, "__table_name__": "t", "__connection__": "default"}
     with pytest.raises(ModelDefinitionError, match=rf"'{name}' is taken.*Column\(name="):
-        type("Taken", (ActiveRecord,), namespace | {"__module__": __name__})
+        type("Taken", (IntegerPKMixin, ActiveRecord), namespace | {"__module__": __name__})
