@@ -48,6 +48,14 @@ def _is_taken(name: str) -> bool:
     return any(name in base.__dict__ for base in ActiveRecord.__mro__)
 
 
+def _refuse_taken(model: type[BaseModel], names: list[str]) -> None:
+    if names:
+        raise ModelDefinitionError(
+            f"{model.__qualname__}: the name {names[0]!r} is taken by ActiveRecord or used twice: rename it "
+            '(a column may keep the name: Annotated[..., Column(name="...")]).'
+        )
+
+
 class ActiveRecord(BaseModel):
     """A record is a row: `User.find_by(name="x")`, `user.save()`, `user.posts()`.
 
@@ -78,22 +86,28 @@ class ActiveRecord(BaseModel):
     __table__: ClassVar[_TableOf] = _TableOf()
     c: ClassVar[_ColumnsOf] = _ColumnsOf()
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuse taken names of fields before pydantic looks for their defaults. Raises ModelDefinitionError."""
+        super().__init_subclass__(**kwargs)
+        named = cls.__dict__.get("__annotations__", {})  # noqa: RUF063 - unevaluated: they may name later classes
+        fields = (name for name in named if name[0] != "_" and name != "model_config")
+        _refuse_taken(cls, [name for name in fields if _is_taken(name)])
+
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         """Refuse what could only fail later. Raises ModelDefinitionError."""
         super().__pydantic_init_subclass__(**kwargs)
         if cls.is_mapped():
             connection_of(cls)
-        taken = [name for name in cls.model_fields if _is_taken(name)]
         private = cls.__private_attributes__
-        taken += [
-            name for name in relations_of(cls) if name in cls.model_fields or f"_{name}" in private or _is_taken(name)
-        ]
-        if taken:
-            raise ModelDefinitionError(
-                f"{cls.__qualname__}: the name {taken[0]!r} is taken by ActiveRecord or used twice: rename it "
-                '(a column may keep the name: Annotated[..., Column(name="...")]).'
-            )
+        _refuse_taken(
+            cls,
+            [
+                name
+                for name in relations_of(cls)
+                if name in cls.model_fields or f"_{name}" in private or _is_taken(name)
+            ],
+        )
         registry.add(cls)
 
     # -- the class ------------------------------------------------------------------------------------------
