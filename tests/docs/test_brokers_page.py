@@ -13,6 +13,9 @@ from crosstie.orm.connection import ConnectionManager
 from crosstie.outbox import from_cloudevent, pending, sweep_lanes, sync_routes
 from crosstie.outbox.brokers import kinds
 
+pytestmark = pytest.mark.xdist_group("brokers-page")
+"""The page names its streams and queues, which there are once on this machine."""
+
 
 @pytest.fixture
 def page(configured_database: TestDatabase, monkeypatch: pytest.MonkeyPatch) -> Callable[..., ModuleType]:

@@ -94,15 +94,15 @@ def test_every_write_is_seen_by_the_transactions_recorder(stock: TestDatabase) -
     ]
 
 
-def test_a_write_that_finds_no_row_is_closed_too(stock: TestDatabase) -> None:
-    """The recorder hears of the end of every update that it was told of."""
+def test_an_update_that_finds_no_row_is_not_taken_down(stock: TestDatabase) -> None:
+    """The recorder hears of the update before it runs, and of its success only if there was one."""
     recorder = Recorder()
     record = Stock(sku="a").save()
     stock.execute("DELETE FROM stock")
     with pytest.raises(StaleRecord), Stock.transaction() as tx:
         tx.recorder = recorder
         record.update(amount=1)
-    assert recorder.calls == [("updating", [], ["amount"]), ("updated", [])]
+    assert recorder.calls == [("updating", [], ["amount"])]
 
 
 def test_an_increment_that_finds_no_row_is_not_taken_down(stock: TestDatabase) -> None:

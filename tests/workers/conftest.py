@@ -18,6 +18,7 @@ from bench.guard import configured_databases, release
 from bench.leftovers import unique_name
 from bench.processes import Child, Spawner, Worker
 from crosstie.orm import ConnectionManager
+from crosstie.orm.registry import registry
 from crosstie.outbox import event as events
 from crosstie.outbox import subscriber, subscription, sync_routes
 from crosstie.workers import embedded
@@ -130,7 +131,25 @@ def forget_queue(depot: Depot) -> None:
 
 
 @pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Callable]:
+def models_of_workers_alone(request: pytest.FixtureRequest, own_registries: None) -> Iterator[None]:
+    """Hide the models of other folders, whose references would be followed into databases that are not configured."""
+    with registry.isolated():
+        registry._models = {
+            (module, name): model
+            for (module, name), model in registry._models.items()
+            if module == request.module.__name__ or module.startswith(("sagas.shop", "workers.depot"))
+        }
+        registry.generation += 1
+        yield
+
+
+@pytest.fixture
+def cli(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    models_of_workers_alone: None,
+) -> Iterator[Callable]:
     """Run a command in an empty folder; returns (exit status, standard output, standard error)."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", sys.path.copy())

@@ -51,8 +51,8 @@ def test_a_wrong_configuration_is_told_field_by_field(cli: Callable) -> None:
 
 def test_init_creates_the_tables_once_and_says_so(cli: Callable, database: TestDatabase) -> None:
     """Repeating it is safe."""
-    status, out, _ = cli("init", configuration={"default": database.config})
-    assert status == 0
+    status, out, err = cli("init", configuration={"default": database.config})
+    assert status == 0, err
     assert "default (" in out
     assert "created crosstie_audit_run" in out
     assert database.scalar("SELECT count(*) FROM crosstie_saga") == 0

@@ -39,7 +39,7 @@ class WriteRecorder(Protocol):
         """The rows are about to change in `columns`; the answer is handed to `updated`."""
 
     def updated(self, tx: LocalTransaction, token: object) -> None:
-        """The update announced by `updating` has run."""
+        """The update announced by `updating` has run and has found its rows."""
 
     def deleting(self, tx: LocalTransaction, table: sa.Table, rows: Rows) -> None:
         """The rows are about to be deleted."""
