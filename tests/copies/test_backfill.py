@@ -190,16 +190,16 @@ def test_the_commands(forum: Any, configured: Pair) -> None:
         command = [sys.executable, "-m", "crosstie.workers", *arguments, "--import", "copies.forum_models"]
         return subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
 
-    compared = run("verify-copies", "--json")
+    compared = run("verify-copies", "--json", "--settle", "0")
     assert compared.returncode == 1, compared.stderr
     by_name = {one["name"]: one for one in json.loads(compared.stdout)["copies"]}
     assert by_name[posts().name]["differing"] == 3
     assert "3 rows of 'users' are told" in run("backfill", "Post.username").stdout
     propagate()
-    compared = run("verify-copies", "posts.username")
+    compared = run("verify-copies", "posts.username", "--settle", "0")
     assert (compared.returncode, "Every copy equals its original." in compared.stdout) == (0, True)
     configured.second.execute("UPDATE posts SET username = 'x'")
-    compared = run("verify-copies", "--repair")
+    compared = run("verify-copies", "--repair", "--settle", "0.1")
     assert (compared.returncode, "Events for the rows that differ are written" in compared.stdout) == (1, True)
     propagate()
     assert differing(configured) == []

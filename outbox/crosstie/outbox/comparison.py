@@ -23,7 +23,7 @@ from crosstie.orm.transaction import detached_transaction
 from crosstie.outbox.alignment import ChildRow, child_fields, child_rows, committed_originals, wanted
 from crosstie.outbox.copies import tell_of_copies
 
-__all__ = ["ComparedCopies", "CopyDifference", "compare_copies"]
+__all__ = ["SETTLE_S", "ComparedCopies", "CopyDifference", "compare_copies"]
 
 CHUNK_SIZE: Final = 1_000
 SETTLE_S: Final = 2.0

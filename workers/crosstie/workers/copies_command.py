@@ -10,7 +10,7 @@ from typing import Annotated, Final
 import typer
 
 from crosstie.outbox.backfill import LIMIT_WAITING, backfill
-from crosstie.outbox.comparison import ComparedCopies, compare_copies
+from crosstie.outbox.comparison import SETTLE_S, ComparedCopies, compare_copies
 from crosstie.outbox.copy_name import select_copies
 from crosstie.workers import presentation
 
@@ -60,6 +60,9 @@ def verify_copies(
     repair: Annotated[
         bool, typer.Option("--repair", help="Have the rows that differ aligned: write events for them.")
     ] = False,
+    settle_s: Annotated[
+        float, typer.Option("--settle", min=0, help="Seconds after which a row that still differs counts.")
+    ] = SETTLE_S,
     as_json: Annotated[bool, typer.Option("--json", help="For programs: one JSON document.")] = False,
     imports: Imports = None,
 ) -> None:
@@ -70,7 +73,7 @@ def verify_copies(
     from crosstie.workers.cli import prepare
 
     prepare(imports)
-    found = [compare_copies(group, repair=repair) for group in select_copies(copies or None)]
+    found = [compare_copies(group, repair=repair, settle_s=settle_s) for group in select_copies(copies or None)]
     if as_json:
         typer.echo(json.dumps({"version": 1, "copies": [asdict(one) for one in found]}, indent=2, default=str))
     else:
