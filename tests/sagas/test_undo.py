@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from bench.databases import Pair, TestDatabase
 from bench.faults import crash_at
-from crosstie.orm import ConnectionManager, LocalTransaction
+from crosstie.orm import ActiveRecord, ConnectionManager, LocalTransaction
 from crosstie.orm.faults import armed
 from crosstie.orm.statement_log import logged_statements
 from crosstie.orm.transaction import detached_transaction
@@ -363,3 +363,32 @@ def test_what_is_known_of_a_table_does_not_last(
     with _recorded() as (tx, table, recorder):
         recorder.updating(tx, table, sa.true(), ["n"])
         assert "triggers (noting)" in uncaptured_reasons(tx)[0]
+
+
+class Bed(ActiveRecord):
+    """Its key is declared in another order than its fields."""
+
+    __table_name__ = "beds"
+    __connection__ = "secondary"
+    __primary_key__ = ("ward", "number")
+
+    number: int
+    ward: int
+    taken: int = 0
+
+
+def test_a_key_in_another_order_than_its_columns_is_undone(configured: Pair) -> None:
+    """Each kind of write of one record, whose key is handed on as a tuple."""
+    create_shop(configured.by_name)
+    Bed.create_table()
+    changed, counted, deleted = (Bed(ward=1, number=number).save() for number in (2, 3, 4))
+    before = configured.second.rows("SELECT * FROM beds ORDER BY ward, number")
+    with armed("saga.branch-committed"), pytest.raises(SagaAborted), saga("order", home="default"):
+        Order(sku="new", amount=Decimal(1)).save()
+        changed.update(taken=1)
+        counted.increment(taken=5)
+        deleted.delete()
+        Bed(ward=7, number=8).save()
+        Bed.bulk_create([Bed(ward=8, number=9), Bed(ward=9, number=8)])
+    assert configured.second.rows("SELECT * FROM beds ORDER BY ward, number") == before
+    assert Bed.find((1, 2)).number == 2

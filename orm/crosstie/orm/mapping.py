@@ -148,6 +148,8 @@ class TableMapping:
             table_name,
             sa.MetaData(),
             *(field.column for field in self.fields.values()),
+            # In the order in which the key's values are given, whatever the order of the columns.
+            sa.PrimaryKeyConstraint(*(field.column for field in self.key)),
             # A key that SQLite gives out twice would hand a deleted parent's children to a new parent.
             sqlite_autoincrement=self.generated is not None,
             mysql_engine="InnoDB",
