@@ -67,7 +67,7 @@ def _increment_statement(mapping: TableMapping, fields: Sequence[MappedField], d
     if prepared is None:
         statement = (
             sa.update(mapping.table)
-            .where(key_matches(mapping.key))
+            .where(key_matches(mapping.table.primary_key))
             .values({field.column: _sum(field, database) for field in fields})
         )
         if database.capabilities.update_returning:

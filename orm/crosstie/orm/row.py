@@ -101,13 +101,13 @@ def rows_of(record: ActiveRecord, mapping: TableMapping) -> Rows:
 
 def row_matches(mapping: TableMapping) -> sa.ColumnElement[bool]:
     """The condition that a row has the key, and the lock version, of `row_parameters`."""
-    return key_matches(mapping.key if mapping.lock is None else (*mapping.key, mapping.lock))
+    fields = mapping.key if mapping.lock is None else (*mapping.key, mapping.lock)
+    return key_matches(field.column for field in fields)
 
 
-def key_matches(fields: Sequence[MappedField]) -> sa.ColumnElement[bool]:
-    """The condition that these fields have the values of `key_parameters`."""
-    numbered = enumerate(fields)
-    return sa.and_(*(field.column == sa.bindparam(f"key_{i}", type_=field.column.type) for i, field in numbered))
+def key_matches(columns: Iterable[sa.Column[Any]]) -> sa.ColumnElement[bool]:
+    """The condition that these columns have the values of `key_parameters`."""
+    return sa.and_(*(column == sa.bindparam(f"key_{i}", type_=column.type) for i, column in enumerate(columns)))
 
 
 def row_parameters(record: ActiveRecord, mapping: TableMapping) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from crosstie.orm.departure import together
 from crosstie.orm.errors import ReadOnlyConnection, RecordInvalid
 from crosstie.orm.local_transaction import LocalTransaction, current
 from crosstie.orm.mapping import MappedField, TableMapping
+from crosstie.orm.recorder import condition
 from crosstie.orm.routing import router
 from crosstie.orm.state import LOADED, state_of
 from crosstie.orm.transaction import statement_connection
@@ -72,5 +73,4 @@ def row_key(record: ActiveRecord, mapping: TableMapping) -> tuple[Any, ...]:
 
 def key_condition(record: ActiveRecord, mapping: TableMapping) -> sa.ColumnElement[bool]:
     """The condition that only the record's row meets."""
-    pairs = zip(mapping.key, row_key(record, mapping), strict=True)
-    return sa.and_(*(field.column == sa.literal(value, field.column.type) for field, value in pairs))
+    return condition(mapping.table, row_key(record, mapping))

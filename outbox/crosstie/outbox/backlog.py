@@ -39,6 +39,11 @@ class RouteBacklog:
     oldest_parked_s: float | None = None
     paused: bool = False
 
+    @property
+    def lag_s(self) -> float:
+        """How long the oldest event of the route has waited, parked or not."""
+        return max(self.oldest_s or 0.0, self.oldest_parked_s or 0.0)
+
 
 def pending(source: str) -> list[RouteBacklog]:
     """Every route of the database, by name. Counts all rows of the outbox. Raises DatabaseUnavailable, NoSuchTable."""

@@ -17,6 +17,7 @@ from crosstie.orm.database import Database
 from crosstie.orm.local_transaction import LocalTransaction
 from crosstie.orm.prepared import Prepared
 from crosstie.orm.recorder import Key, Rows, condition
+from crosstie.orm.row import key_matches, key_parameters
 from crosstie.outbox import trigger
 from crosstie.sagas.errors import SagaNotUndoable
 from crosstie.sagas.facts import TableFacts, table_facts
@@ -231,8 +232,7 @@ class BranchRecorder:
         names = [column.name for column in table.primary_key]
         wanted = {name: facts.columns[name] for name in names} | dict(columns)
         if isinstance(rows, tuple):
-            values = {f"key_{position}": value for position, value in enumerate(rows)}
-            found = _image_of_one(tx.database, table, facts, wanted).fetch(tx.connection, values).rows
+            found = _image_of_one(tx.database, table, facts, wanted).fetch(tx.connection, key_parameters(rows)).rows
         else:
             query = _images(tx.database, table, wanted).where(rows).limit(self._row_limit + 1)
             found = tx.connection.execute(query).all()
@@ -265,11 +265,9 @@ def _image_of_one(database: Database, table: sa.Table, facts: TableFacts, wanted
     shape = tuple(wanted)
     prepared = facts.statements.get(shape)
     if prepared is None:
-        keys = (
-            column == sa.bindparam(f"key_{position}", type_=column.type)
-            for position, column in enumerate(table.primary_key)
+        prepared = facts.statements[shape] = Prepared(
+            _images(database, table, wanted).where(key_matches(table.primary_key))
         )
-        prepared = facts.statements[shape] = Prepared(_images(database, table, wanted).where(*keys))
     return prepared
 
 

@@ -6,7 +6,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import sqlalchemy as sa
 
@@ -24,6 +24,8 @@ __all__ = ["Leftover", "RecordState", "SagaState", "find_leftovers", "find_saga"
 UNDECIDED = "undecided"
 UNKNOWN = "unknown"
 """Home could not be asked."""
+MOST_COMMITTED: Final = 10_000
+SAGAS_AT_ONCE: Final = 500
 
 
 @dataclass(frozen=True)
@@ -197,19 +199,38 @@ def find_leftovers(name: str, *, grace_s: float) -> list[Leftover]:
         for header, record in _read(database, unswept, 1000)
     ]
     young = records.c.updated_at_ms > now_ms() - int(ConnectionManager.settings().saga.retention_s * 1000)
-    for header, _ in _read(database, sa.and_(records.c.state == "committed", young), 10_000):
+    committed = {
+        header.saga_id: header
+        for header, _ in _read(database, sa.and_(records.c.state == "committed", young), MOST_COMMITTED)
+    }
+    by_branch: dict[str, list[str]] = defaultdict(list)
+    for saga_id, header in committed.items():
         for branch in header.branches:
-            if not _has_record(branch, header.saga_id):
-                message = (
-                    f"saga {header.name!r} is committed in {name!r}, and {branch!r} has no record of it: its writes "
-                    "there are missing. Was a backup restored?"
-                )
-                found.append(Leftover("missing-branch", branch, header.saga_id, message))
+            by_branch[branch].append(saga_id)
+    for branch, saga_ids in by_branch.items():
+        there = _recorded(branch, saga_ids)
+        found += [
+            Leftover(
+                "missing-branch",
+                branch,
+                saga_id,
+                f"saga {committed[saga_id].name!r} is committed in {name!r}, and {branch!r} has no record of it: its "
+                "writes there are missing. Was a backup restored?",
+            )
+            for saga_id in saga_ids
+            if saga_id not in there
+        ]
     return found
 
 
-def _has_record(branch: str, saga_id: str) -> bool:
+def _recorded(branch: str, saga_ids: Sequence[str]) -> set[str]:
+    """Those of the sagas of which the branch has a record."""
     database = ConnectionManager.get(branch)
-    query = sa.select(records.c.state).where(records.c.saga_id == saga_id, records.c.participant == branch)
+    there: set[str] = set()
     with database.mapped_errors(), database.autocommit.connect() as connection:
-        return connection.execute(query).first() is not None
+        for start in range(0, len(saga_ids), SAGAS_AT_ONCE):
+            some = records.c.saga_id.in_(saga_ids[start : start + SAGAS_AT_ONCE])
+            there.update(
+                connection.execute(sa.select(records.c.saga_id).where(some, records.c.participant == branch)).scalars()
+            )
+    return there

@@ -12,7 +12,7 @@ from crosstie.sagas.errors import SagaOperationRefused
 from crosstie.sagas.inspection import SagaState, find_saga
 from crosstie.sagas.recovery import Decision, Manner, Resolution, decide, resolve, undo_by_hand
 
-__all__ = ["end_now", "overrule"]
+__all__ = ["end_now", "known_saga", "overrule"]
 
 
 def end_now(saga_id: str) -> Resolution:
@@ -21,7 +21,7 @@ def end_now(saga_id: str) -> Resolution:
     A quarantined undo is tried again as it is: it succeeds if the rows are again what the saga had written. An original
     process that still runs finds its saga aborted. Raises SagaOperationRefused, DatabaseUnavailable, LockTimeout.
     """
-    found = _found(saga_id)
+    found = known_saga(saga_id)
     for branch in found.quarantined:
         with detached_transaction(branch) as tx:
             tx.mark_written()
@@ -35,7 +35,7 @@ def overrule(saga_id: str, branch: str, manner: Manner) -> Resolution:
     Raises SagaOperationRefused where the branch is not applied or the saga is not aborted, UndoConflict where even a
     forced undo is impossible, DatabaseUnavailable, LockTimeout.
     """
-    found = _found(saga_id)
+    found = known_saga(saga_id)
     if branch not in found.header.branches:
         raise SagaOperationRefused(
             f"saga {saga_id}: expected one of its branches ({', '.join(found.header.branches)}) and found {branch!r}."
@@ -51,7 +51,8 @@ def overrule(saga_id: str, branch: str, manner: Manner) -> Resolution:
     return resolve(found.header, branch)
 
 
-def _found(saga_id: str) -> SagaState:
+def known_saga(saga_id: str) -> SagaState:
+    """All that the databases have of this saga. Raises SagaOperationRefused where none of them knows it."""
     found = find_saga(saga_id)
     if found is None:
         raise SagaOperationRefused(

@@ -15,6 +15,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from crosstie.orm.clock import now_ms
+from crosstie.orm.connection import ConnectionManager
 from crosstie.orm.prepared import Prepared
 from crosstie.outbox.batch import BLOCK_STEP
 from crosstie.outbox.tables import saga as records
@@ -30,6 +31,7 @@ __all__ = [
     "quarantine",
     "read_state",
     "release",
+    "state_in",
 ]
 
 
@@ -123,6 +125,13 @@ def _key(saga_id: str, participant: str) -> sa.ColumnElement[bool]:
 def read_state(connection: sa.Connection, saga_id: str, participant: str) -> str | None:
     """The state of a participant's record as last committed; None where there is no record."""
     return connection.execute(sa.select(records.c.state).where(_key(saga_id, participant))).scalar_one_or_none()
+
+
+def state_in(saga_id: str, participant: str) -> str | None:
+    """The same, asked on a connection of its own. Raises UnknownConnection, DatabaseUnavailable."""
+    database = ConnectionManager.get(participant)
+    with database.mapped_errors(), database.autocommit.connect() as connection:
+        return read_state(connection, saga_id, participant)
 
 
 def lock(connection: sa.Connection, saga_id: str, participant: str) -> SagaRecord | None:

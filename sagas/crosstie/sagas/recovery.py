@@ -83,10 +83,8 @@ def decide(header: SagaHeader, found_in: str | None) -> Decision:
     nothing is known then, try later.
     """
     fault_point("recovery.before-decision")
-    home = ConnectionManager.get(header.home)
     for attempt in range(_ATTEMPTS):
-        with home.mapped_errors(), home.autocommit.connect() as connection:
-            state = record.read_state(connection, header.saga_id, header.home)
+        state = record.state_in(header.saga_id, header.home)
         if state is not None:
             return _understood(header, state)
         try:
@@ -106,7 +104,7 @@ def _abort_in_home(header: SagaHeader, found_in: str | None) -> Decision:
         record.insert(tx.connection, header, header.home, Decision.ABORTED.value)
         # The insert shows that home says nothing now; it may have said `committed` once, and retention have removed it
         # while this process stood still. Not so if the branch is still applied, because `committed` outlives that.
-        if found_in is not None and _state_of(header, found_in) in {None, "done"}:
+        if found_in is not None and record.state_in(header.saga_id, found_in) in {None, "done"}:
             raise _Forgotten
         tx.mark_written()
         fault_point("recovery.decision-recorded")
@@ -116,12 +114,6 @@ def _abort_in_home(header: SagaHeader, found_in: str | None) -> Decision:
 
 class _Forgotten(Exception):
     """Rolls the insert of `aborted` back."""
-
-
-def _state_of(header: SagaHeader, branch: str) -> str | None:
-    database = ConnectionManager.get(branch)
-    with database.mapped_errors(), database.autocommit.connect() as connection:
-        return record.read_state(connection, header.saga_id, branch)
 
 
 def resolve(header: SagaHeader, found_in: str | None) -> Resolution:

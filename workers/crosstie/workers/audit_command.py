@@ -19,6 +19,8 @@ from crosstie.orm.integrity import AuditPhase, AuditProgress, AuditResult, Audit
 from crosstie.workers import presentation
 from crosstie.workers.audit import AuditReport, run_audit
 from crosstie.workers.audit_report import EXIT_STATUS
+from crosstie.workers.command_options import Imports
+from crosstie.workers.preparation import prepare
 
 __all__ = ["audit", "next_step", "show_report"]
 
@@ -43,19 +45,12 @@ def audit(  # noqa: PLR0917 - typer names the options after them
     as_json: Annotated[bool, typer.Option("--json", help="For programs: one JSON document.")] = False,
     everything: Annotated[bool, typer.Option("--all", help="Also the references within one database.")] = False,
     sample: Annotated[int, typer.Option("--sample", min=0, help="Orphans shown for each reference.")] = 5,
-    imports: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--import", "-i", metavar="MODULE", help="A module with models; may be repeated.", show_default=False
-        ),
-    ] = None,
+    imports: Imports = None,
 ) -> None:
     """Find child rows whose parent, in another database, does not exist.
 
     Exit status 0 if every reference is whole, 1 if there are orphans, 2 if anything could not be checked.
     """
-    from crosstie.workers.cli import prepare
-
     try:
         prepare(imports)
         with _progress_bars(shown=not as_json) as progress:

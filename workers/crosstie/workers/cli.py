@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import sys
 from dataclasses import asdict
 from enum import StrEnum
@@ -19,13 +18,13 @@ from crosstie.outbox.migrations import current_version, newest_version
 from crosstie.outbox.tables import create_tables
 from crosstie.workers import presentation
 from crosstie.workers.audit_command import audit
+from crosstie.workers.command_options import Imports
 from crosstie.workers.copies_command import backfill_copies, verify_copies
 from crosstie.workers.deployment import deployment_jobs
-from crosstie.workers.errors import NothingConfigured
-from crosstie.workers.imports import add_working_directory, import_modules
 from crosstie.workers.map_command import map_models
 from crosstie.workers.metrics_command import serve_metrics
 from crosstie.workers.outbox_command import outbox
+from crosstie.workers.preparation import prepare
 from crosstie.workers.sagas_command import sagas
 from crosstie.workers.status import read_status
 from crosstie.workers.sweep import sync_subscriptions
@@ -42,17 +41,6 @@ cli = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-Imports = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--import",
-        "-i",
-        metavar="MODULE",
-        help="A module with models or subscribers; may be repeated.",
-        show_default=False,
-    ),
-]
 
 
 class Pool(StrEnum):
@@ -85,28 +73,6 @@ def _options(
     ] = False,
 ) -> None:
     """Keep data consistent across several databases."""
-
-
-def prepare(imports: list[str] | None) -> None:
-    """Read the configuration and import the modules that define models and subscribers.
-
-    Raises ConfigurationError, ImportFailed, NothingConfigured.
-    """
-    add_working_directory()
-    if imports:
-        # Into the environment, where the configuration is read from: a module may configure anew, and a worker's
-        # children may be started afresh.
-        wanted = list(dict.fromkeys([*ConnectionManager.settings().imports, *imports]))
-        os.environ["CROSSTIE_IMPORTS"] = json.dumps(wanted)
-        if not ConnectionManager.settings().connections:
-            ConnectionManager.dispose()
-    import_modules(imports or [])
-    if not ConnectionManager.names():
-        raise NothingConfigured(
-            "no database is configured. Expected a section [connections.default] with driver and database in "
-            "crosstie.toml of this folder, variables such as CROSSTIE_CONNECTIONS__DEFAULT__DRIVER, or an imported "
-            "module (--import) that calls ConnectionManager.configure({...})."
-        )
 
 
 def _celery(arguments: list[str]) -> int:

@@ -12,6 +12,7 @@ import typer
 from crosstie.orm.connection import ConnectionManager
 from crosstie.orm.errors import CrosstieError
 from crosstie.workers import presentation
+from crosstie.workers.preparation import prepare
 
 __all__ = [
     "INCOMPLETE",
@@ -65,8 +66,6 @@ Imports = Annotated[
 
 def sources(databases: list[str] | None, imports: list[str] | None) -> list[str]:
     """Prepare, and return the databases that are meant. Raises UnknownConnection."""
-    from crosstie.workers.cli import prepare
-
     prepare(imports)
     if not databases:
         return list(ConnectionManager.names(writable=True))

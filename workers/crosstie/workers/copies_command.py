@@ -13,6 +13,8 @@ from crosstie.outbox.backfill import LIMIT_WAITING, backfill
 from crosstie.outbox.comparison import SETTLE_S, ComparedCopies, compare_copies
 from crosstie.outbox.copy_name import select_copies
 from crosstie.workers import presentation
+from crosstie.workers.command_options import Imports
+from crosstie.workers.preparation import prepare
 
 __all__ = ["backfill_copies", "verify_copies"]
 
@@ -25,10 +27,6 @@ Copies = Annotated[
         help="Names such as Post.username or posts.username; without any, every denormalised column.",
         show_default=False,
     ),
-]
-Imports = Annotated[
-    list[str] | None,
-    typer.Option("--import", "-i", metavar="MODULE", help="A module with models; may be repeated.", show_default=False),
 ]
 
 
@@ -45,8 +43,6 @@ def backfill_copies(
     May be interrupted at any time: the same command goes on where it was. Columns that follow the same foreign key are
     aligned together.
     """
-    from crosstie.workers.cli import prepare
-
     prepare(imports)
     for group in select_copies(copies):
         walked = backfill(group, restart=restart, limit_waiting=limit_waiting)
@@ -70,8 +66,6 @@ def verify_copies(
 
     Exit status 1 if any row differs, also where it is being repaired.
     """
-    from crosstie.workers.cli import prepare
-
     prepare(imports)
     found = [compare_copies(group, repair=repair, settle_s=settle_s) for group in select_copies(copies or None)]
     if as_json:

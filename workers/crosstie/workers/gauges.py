@@ -63,7 +63,7 @@ def _read(name: str) -> list[RouteBacklog] | None:
 
 def _figures(one: RouteBacklog) -> dict[str, float]:
     return {
-        "oldest_unsent_seconds": max(one.oldest_s or 0.0, one.oldest_parked_s or 0.0),
+        "oldest_unsent_seconds": one.lag_s,
         "depth": one.depth,
         "parked_events": one.parked,
         "parked_keys": one.parked_keys,

@@ -9,7 +9,9 @@ import typer
 
 from crosstie.orm.connection import ConnectionManager
 from crosstie.workers import metrics, presentation
+from crosstie.workers.command_options import Imports
 from crosstie.workers.keeper import Wakeup
+from crosstie.workers.preparation import prepare
 
 __all__ = ["serve_metrics"]
 
@@ -22,19 +24,12 @@ def serve_metrics(
         str, typer.Option("--host", help="The address to listen at; others than this machine need another one.")
     ] = "127.0.0.1",
     once: Annotated[bool, typer.Option("--once", help="Write the metrics to standard output, and end.")] = False,
-    imports: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--import", "-i", metavar="MODULE", help="A module with models; may be repeated.", show_default=False
-        ),
-    ] = None,
+    imports: Imports = None,
 ) -> None:
     """Serve Prometheus metrics of all databases, until told to stop.
 
     Counters and the histogram are those of the workers that share PROMETHEUS_MULTIPROC_DIR with this process.
     """
-    from crosstie.workers.cli import prepare
-
     prepare(imports)
     if once:
         typer.echo(metrics.exposition().decode(), nl=False)

@@ -31,7 +31,6 @@ from crosstie.workers.outbox_operation import pause, redrive, replace, resume, s
 from crosstie.workers.outbox_presentation import (
     event_document,
     event_line,
-    lag_s,
     lag_table,
     lanes_table,
     parked_table,
@@ -101,11 +100,11 @@ def show_lag(
     asked = ask(sources(databases, imports), pending)
     found = [one for one in asked.found if route in {None, one.route}]
     if as_json:
-        print_json(asked.document("routes", ({"lag_s": lag_s(one)} | asdict(one) for one in found)))
+        print_json(asked.document("routes", ({"lag_s": one.lag_s} | asdict(one) for one in found)))
     else:
         presentation.console().print(lag_table(found))
         asked.show_errors()
-    late = most_s is not None and any(lag_s(one) > most_s for one in found)
+    late = most_s is not None and any(one.lag_s > most_s for one in found)
     raise typer.Exit(asked.exit_status or (FOUND if late else 0))
 
 

@@ -13,12 +13,7 @@ from crosstie.outbox.backlog import RouteBacklog
 from crosstie.outbox.inspection import LaneState, ParkedEvent, WaitingEvent
 from crosstie.workers import presentation
 
-__all__ = ["event_document", "event_line", "lag_s", "lag_table", "lanes_table", "parked_table", "status_table"]
-
-
-def lag_s(one: RouteBacklog) -> float:
-    """How long the oldest event of the route has waited, parked or not."""
-    return max(one.oldest_s or 0.0, one.oldest_parked_s or 0.0)
+__all__ = ["event_document", "event_line", "lag_table", "lanes_table", "parked_table", "status_table"]
 
 
 def _seconds(value: float | None) -> str:
@@ -30,7 +25,7 @@ def lag_table(found: Sequence[RouteBacklog]) -> Table:
     numbers = ("lag", "events", "parked")
     table = presentation.table("database", "route", *numbers, numbers=numbers)
     for one in found:
-        table.add_row(one.source, one.route, _seconds(lag_s(one)), f"{one.depth:,}", f"{one.parked:,}")
+        table.add_row(one.source, one.route, _seconds(one.lag_s), f"{one.depth:,}", f"{one.parked:,}")
     return table
 
 

@@ -8,10 +8,9 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from crosstie.orm.connection import ConnectionManager
 from crosstie.sagas import operation
 from crosstie.sagas.errors import SagaOperationRefused
-from crosstie.sagas.inspection import SagaState, find_leftovers, find_saga, find_unfinished
+from crosstie.sagas.inspection import SagaState, find_leftovers, find_unfinished
 from crosstie.sagas.recovery import Manner, Resolution
 from crosstie.workers import presentation
 from crosstie.workers.command_options import INCOMPLETE, AsJson, Databases, Imports, ask, print_json, sources
@@ -58,7 +57,7 @@ def show_quarantined(databases: Databases = None, as_json: AsJson = False, impor
 def show_one(saga_id: SagaId, values: ShowValues = False, as_json: AsJson = False, imports: Imports = None) -> None:
     """Show all that the databases have of a saga: records, attempts, what an undo does, what stands in its way."""
     sources(None, imports)
-    found = _found(saga_id)
+    found = operation.known_saga(saga_id)
     if as_json:
         print_json({"version": 1, "saga": saga_document(found, values=values)})
     else:
@@ -99,7 +98,7 @@ def retry(saga_id: SagaId, as_json: AsJson = False, imports: Imports = None) -> 
     It succeeds once the rows are again as the saga had left them. Exit status 1 if the saga is still unfinished.
     """
     sources(None, imports)
-    found = _found(saga_id)
+    found = operation.known_saga(saga_id)
     if found.decision == "undecided" and not found.expired:
         raise SagaOperationRefused(
             f"saga {saga_id} is undecided and has not expired: its process may still be running. "
@@ -113,7 +112,7 @@ def retry(saga_id: SagaId, as_json: AsJson = False, imports: Imports = None) -> 
 def cancel(saga_id: SagaId, yes: Yes = False, as_json: AsJson = False, imports: Imports = None) -> None:
     """Abort an undecided saga now, although it has not expired; a process that still runs it is told at its commit."""
     sources(None, imports)
-    found = _found(saga_id)
+    found = operation.known_saga(saga_id)
     if found.decision == "committed":
         raise SagaOperationRefused(f"saga {saga_id} is committed, and a decision is for good.")
     if not yes:
@@ -148,7 +147,7 @@ def _overrule(  # noqa: PLR0917 - the options of two commands
     saga_id: str, branch: str | None, manner: Manner, yes: bool, as_json: bool, imports: list[str] | None
 ) -> None:
     sources(None, imports)
-    found = _found(saga_id)
+    found = operation.known_saga(saga_id)
     meant = branch or _only(found)
     if not yes:
         undo = next((one.undo for one in found.records if one.participant == meant), ())
@@ -164,16 +163,6 @@ def _only(found: SagaState) -> str:
             f"saga {found.header.saga_id}: expected one quarantined branch and found {listed}: name it with --branch."
         )
     return found.quarantined[0]
-
-
-def _found(saga_id: str) -> SagaState:
-    found = find_saga(saga_id)
-    if found is None:
-        raise SagaOperationRefused(
-            f"expected the id of a saga and found {saga_id!r}: none of {', '.join(ConnectionManager.names())} has a "
-            "record of it. `crosstie sagas list` shows those that are unfinished."
-        )
-    return found
 
 
 def _show_unfinished(names: Iterable[str], as_json: bool, *, quarantined: bool) -> None:
