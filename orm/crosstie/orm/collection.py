@@ -135,7 +135,8 @@ def _insert(mapping: TableMapping, records: Sequence[ActiveRecord], write: Write
 
     tx.on_rollback(make_new)
     if tx.recorder is not None:
-        tx.recorder.inserted(tx, mapping.table, [row_key(record, mapping) for record in records])
+        keys = [row_key(record, mapping) for record in records]
+        tx.recorder.inserted(tx, mapping.table, keys, numbered=generated is not None)
 
 
 def update_changed(mapping: TableMapping, records: list[M]) -> int:

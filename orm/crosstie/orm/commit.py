@@ -7,6 +7,7 @@ is read.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -39,8 +40,10 @@ def in_transaction(database: Database, raw: Any) -> bool:
     return bool(raw.server_status & _SERVER_STATUS_IN_TRANS)
 
 
-def commit_verified(database: Database, connection: sa.Connection, root: sa.Transaction, *, written: bool) -> None:
-    """Commit `root`, the connection's transaction.
+def commit_verified(
+    database: Database, connection: sa.Connection, root: sa.Transaction, *, written: bool, by: Sequence[str] = ()
+) -> None:
+    """Commit `root`, the connection's transaction, on MySQL `by` other statements than COMMIT if there are any.
 
     Raises TransactionPoisoned where the database holds no healthy transaction any more (nothing is committed),
     CommitInDoubt where the answer to COMMIT was lost, and the mapped error where the database refused.
@@ -58,6 +61,9 @@ def commit_verified(database: Database, connection: sa.Connection, root: sa.Tran
             with raw.cursor() as cursor:  # type: ignore[union-attr]
                 cursor.execute("COMMIT")
                 tag = cursor.statusmessage
+        for statement in by:
+            with raw.cursor() as cursor:  # type: ignore[union-attr]
+                cursor.execute(statement)
         root.commit()  # after the COMMIT above this sends nothing
     except Exception as error:
         if database.kind == "sqlite" and raw.in_transaction:  # type: ignore[union-attr]

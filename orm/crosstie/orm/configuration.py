@@ -10,6 +10,7 @@ import difflib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import (
@@ -121,18 +122,28 @@ class ConnectionSettings(_Section):
 
 
 class SagaSettings(_Section):
-    """Times of the saga protocol; safety rests on none of them."""
+    """Times of the saga protocol; safety rests on none of them.
+
+    A compensation is quarantined after `compensation_attempts` failures; one that has not ended within
+    `compensation_lease_s` may be begun again by another worker. A worker runs `step_threads` steps of declared sagas at
+    once for each home; a run that has ended is kept for `run_retention_s`.
+    """
 
     expiry_s: Annotated[float, Field(gt=0)] = 30.0
     lock_timeout_s: Annotated[int, Field(ge=1)] = 2
     retention_s: Annotated[float, Field(ge=0)] = 900.0
     undo_row_limit: Annotated[int, Field(ge=1)] = 10_000
+    compensation_attempts: Annotated[int, Field(ge=1)] = 20
+    compensation_lease_s: Annotated[float, Field(gt=0)] = 60.0
+    step_threads: Annotated[int, Field(ge=1, le=100)] = 4
+    run_retention_s: Annotated[float, Field(ge=0)] = 7 * 86400.0
 
 
 class OutboxSettings(_Section):
     """Lanes and leases of the relay, the size of its batches, and when it gives an event up.
 
     `notify_every_ms`: a process sends NOTIFY with a commit at most so often, and sweepers listen (None: neither).
+    `dead_retention_s`: an event that is dead for so long is skipped (None: it waits for an operator for ever).
     """
 
     lanes: Annotated[int, Field(ge=1, le=4096)] = 64
@@ -142,6 +153,7 @@ class OutboxSettings(_Section):
     lease_s: Annotated[float, Field(gt=0)] = 30.0
     lanes_per_target: Annotated[int, Field(ge=1)] = 16
     attempts: Annotated[int, Field(ge=1)] = 20
+    dead_retention_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     notify_every_ms: Annotated[int, Field(ge=1, le=60_000)] | None = None
 
 
@@ -209,11 +221,36 @@ class MetricsSettings(_Section):
 
 
 class AuditSettings(_Section):
-    """Scheduled audits: a five-field cron line, UTC, or None for no schedule."""
+    """Audits: when, how much at a time, and what they may cost the databases.
+
+    `schedule` is a five-field cron line in `timezone`, or None; `schedules` have lines for single references by name.
+    `references` are audited without models: "legacy.orders.user_id -> main.users.id". A chunk of a run aims at
+    `chunk_s` and is held under a lease of `lease_s`; at most `concurrency` chunks read one database at once, and none
+    begins while it has more than `max_running` running statements or a replica of it lags more than `max_lag_s` (None:
+    no limit). Runs older than `retention_s` are forgotten, but for the last one of each reference.
+    """
 
     schedule: str | None = None
+    schedules: dict[str, str] = Field(default_factory=dict)
+    references: list[str] = Field(default_factory=list)
+    timezone: str = "UTC"
     chunk_size: Annotated[int, Field(ge=1, le=1_000_000)] = 50_000
     grace_s: Annotated[float, Field(ge=0)] = 0.0
+    retention_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 90 * 86_400.0
+    chunk_s: Annotated[float, Field(gt=0, le=3600)] = 0.5
+    lease_s: Annotated[float, Field(gt=0, le=86_400)] = 60.0
+    concurrency: Annotated[int, Field(ge=1, le=64)] = 2
+    max_running: Annotated[int, Field(ge=1)] | None = 100
+    max_lag_s: Annotated[float, Field(gt=0)] | None = 30.0
+
+    @field_validator("timezone")
+    @classmethod
+    def _is_known(cls, value: str) -> str:
+        try:
+            ZoneInfo(value)
+        except (ZoneInfoNotFoundError, ValueError):
+            raise ValueError("expected the name of a time zone, such as Europe/Berlin or UTC") from None
+        return value
 
 
 class Settings(BaseSettings):

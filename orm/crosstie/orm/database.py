@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, Literal
 
 import sqlalchemy as sa
 from sqlalchemy import event
@@ -20,6 +20,8 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from crosstie.orm.configuration import ConnectionSettings
 from crosstie.orm.driver_errors import MappedErrors
 from crosstie.orm.liveness import Liveness
+from crosstie.orm.lock_wait import watch_sessions
+from crosstie.orm.prepared import Answer, Prepared
 
 __all__ = ["Capabilities", "Database"]
 
@@ -48,13 +50,23 @@ class Capabilities:
     """An insert can name the unique constraint whose conflict it answers; MySQL's takes any."""
     array_parameters: bool = False
     """A list of any length is one bound value."""
+    bounds_lock_waits: Literal["query", "session"] | None = None
+    """What can bound how long a transaction waits for a lock, from within."""
+    one_writer: bool = False
+    """An open transaction keeps every other from beginning."""
 
 
 _CAPABILITIES: Final = {
-    "sqlite": Capabilities(True, True, True, False, True, False, 32_000),
-    "postgresql": Capabilities(True, False, True, True, True, False, 65_000, array_parameters=True),
-    "mariadb": Capabilities(True, True, False, False, False, True, 65_000, on_conflict=False),
-    "mysql": Capabilities(False, True, False, False, False, True, 65_000, on_conflict=False),
+    "sqlite": Capabilities(True, True, True, False, True, False, 32_000, one_writer=True, bounds_lock_waits="session"),
+    "postgresql": Capabilities(
+        True, False, True, True, True, False, 65_000, array_parameters=True, bounds_lock_waits="query"
+    ),
+    "mariadb": Capabilities(
+        True, True, False, False, False, True, 65_000, on_conflict=False, bounds_lock_waits="session"
+    ),
+    "mysql": Capabilities(
+        False, True, False, False, False, True, 65_000, on_conflict=False, bounds_lock_waits="session"
+    ),
 }
 
 
@@ -119,6 +131,16 @@ class Database:
             connection.execute(sa.select(1)).scalar_one()
         return time.perf_counter() - start
 
+    def rows(self, query: sa.Executable, values: Mapping[str, Any] | None = None) -> list[sa.Row[*tuple[Any, ...]]]:
+        """What a query answers outside any transaction. Raises DatabaseUnavailable, and what the database refuses."""
+        with self.mapped_errors(), self.autocommit.connect() as connection:
+            return list(connection.execute(query, values))
+
+    def prepared(self, statement: Prepared, values: Mapping[str, Any], *, returns: bool = True) -> Answer:
+        """Run a prepared statement by itself; `returns` says that it returns rows. Raises as `rows` does."""
+        with self.mapped_errors(), self.autocommit.connect() as connection:
+            return statement.fetch(connection, values) if returns else statement.run(connection, values)
+
     def dispose(self, *, close: bool = True) -> None:
         """Close pooled connections; `close=False` in a forked child, whose parent still owns the sockets."""
         for engine in (self._engine, self._autocommit):  # without the lock, which a forked child may find locked
@@ -165,6 +187,8 @@ class Database:
         if not autocommit:
             _reset_unless_ended(engine)
         self.liveness.watch(engine)
+        if not autocommit and self.capabilities.bounds_lock_waits == "session":
+            watch_sessions(engine)
         for listener in self.on_engine:
             listener(self, engine)
         return engine

@@ -22,6 +22,7 @@ from crosstie.orm.errors import (
     LockTimeout,
     NoSuchTable,
     PoolExhausted,
+    StatementTimeout,
 )
 
 __all__ = ["Failure", "MappedErrors", "classify", "driver_exception"]
@@ -57,6 +58,8 @@ _MYSQL: dict[int, type[DatabaseError]] = {
     1146: NoSuchTable,
     1205: LockTimeout,
     3572: LockTimeout,
+    1969: StatementTimeout,  # MariaDB's max_statement_time
+    3024: StatementTimeout,  # MySQL's max_execution_time
     1020: DeadlockDetected,
     1213: DeadlockDetected,
 }
@@ -92,7 +95,7 @@ _POSTGRESQL: dict[str, type[DatabaseError]] = {
     "55P03": LockTimeout,
     "40001": DeadlockDetected,
     "40P01": DeadlockDetected,
-    "57014": LockTimeout,  # statement_timeout or a cancel
+    "57014": StatementTimeout,  # statement_timeout or a cancel
     "53300": DatabaseUnavailable,
     "3D000": DatabaseUnavailable,
     "28000": DatabaseUnavailable,
@@ -161,6 +164,8 @@ def _sqlite(cause: sqlite3.Error) -> Failure:
     detail = f"{cause} ({name})" if name else str(cause)
     if primary in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
         return Failure(LockTimeout, False, False, detail)
+    if primary == sqlite3.SQLITE_INTERRUPT:  # a write that is interrupted takes its whole transaction along
+        return Failure(StatementTimeout, True, False, detail)
     if primary == sqlite3.SQLITE_CONSTRAINT:
         unique = {
             sqlite3.SQLITE_CONSTRAINT_UNIQUE,
@@ -217,6 +222,8 @@ def describe(failure: Failure, database: str, address: str) -> str:
         return f"{name}: {failure.detail}. Run the migration that adds it (`crosstie init` for crosstie's own)."
     if failure.error is DeadlockDetected:
         return f"{name} ended the transaction to resolve a conflict: {failure.detail}. Run the whole block again."
+    if failure.error is StatementTimeout:
+        return f"{name} cancelled a statement, or it took too long: {failure.detail}. Run the whole block again."
     if failure.error is LockTimeout:
         return f"{name}: another transaction held a lock for too long: {failure.detail}. Run the whole block again."
     return f"{name}: {failure.detail.removesuffix('.')}."

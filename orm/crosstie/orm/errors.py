@@ -36,6 +36,7 @@ __all__ = [
     "RecordNotFound",
     "ReferenceTypeMismatch",
     "StaleRecord",
+    "StatementTimeout",
     "StrictLoadingViolation",
     "TransactionPoisoned",
     "UnknownConnection",
@@ -201,6 +202,12 @@ class LockTimeout(DatabaseError):
 
     code = "database.lock-timeout"
     retryable = True
+
+
+class StatementTimeout(LockTimeout):
+    """A statement ran, or waited for a lock, for longer than it may, or was cancelled."""
+
+    code = "database.statement-timeout"
 
 
 class IntegrityViolation(DatabaseError):

@@ -25,6 +25,24 @@ FAULT_POINTS: Final[frozenset[str]] = frozenset(
         "saga.branch-committed",
         "saga.home-recorded",
         "saga.home-committed",
+        # one two-phase saga
+        "two-phase.before-first-prepare",
+        "two-phase.branch-recorded",
+        "two-phase.branch-prepared",
+        "two-phase.home-recorded",
+        "two-phase.home-committed",
+        "two-phase.branch-finished",
+        # one saga that recovers forward
+        "forward.before-home",
+        "forward.branch-recorded",
+        "forward.home-recorded",
+        "forward.home-committed",
+        "forward.branch-committed",
+        # what such a saga owes, done by a worker or by the original itself
+        "redo.recorded",
+        "redo.applied",
+        "redo.committed",
+        "redo.before-settled",
         # abort and recovery, in the original or in a worker
         "recovery.before-decision",
         "recovery.decision-recorded",
@@ -33,9 +51,20 @@ FAULT_POINTS: Final[frozenset[str]] = frozenset(
         "recovery.branch-resolved",
         "recovery.before-finish",
         "recovery.finished",
+        # an effect outside databases: its call, and its compensation
+        "effect.intended",
+        "effect.called",
+        "effect.claimed",
+        "effect.compensated",
+        "effect.completed",
+        # one step of a declared saga
+        "steps.claimed",
+        "steps.worked",
+        "steps.committed",
         # the relay
         "relay.claimed",
         "relay.recovered",
+        "relay.trying",
         "relay.applied",
         "relay.target-committed",
         "relay.acknowledged",
@@ -58,6 +87,17 @@ FAULT_POINTS: Final[frozenset[str]] = frozenset(
         "copies.locked",
         "copies.aligned",
         "backfill.chunk-committed",
+        # a run of an audit, chunk by chunk
+        "audit.chunk-claimed",
+        "audit.chunk-audited",
+        "audit.chunk-committed",
+        "audit.concluded",
+        # a repair of orphans, and its undo
+        "repair.fenced",
+        "repair.recorded",
+        "repair.committed",
+        "repair.recreated",
+        "repair.restored",
     }
 )
 """Every name that the code reaches; arming another is an error, and a test holds the code to this list."""

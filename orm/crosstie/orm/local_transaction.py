@@ -23,7 +23,7 @@ from crosstie.orm.driver_errors import MappedErrors, classify, driver_exception
 from crosstie.orm.errors import DatabaseUnavailable, TransactionPoisoned
 from crosstie.orm.recorder import WriteRecorder
 
-__all__ = ["LocalTransaction", "current", "open_transactions", "run_after_commit"]
+__all__ = ["LocalTransaction", "Savepoint", "current", "open_transactions", "run_after_commit"]
 
 logger = logging.getLogger(__name__)
 
@@ -51,13 +51,25 @@ class LocalTransaction:
     connection can be had.
     """
 
-    def __init__(self, database: Database, *, visible: bool = True) -> None:
+    def __init__(
+        self,
+        database: Database,
+        *,
+        visible: bool = True,
+        before_begin: Callable[[sa.Connection], object] | None = None,
+    ) -> None:
         self.database = database
         self.recorder: WriteRecorder | None = None
         self.written = False
         self.on_first_write: Callable[[LocalTransaction], None] | None = None
         self.ledgers: dict[str, list[Any]] = {}
         self.depth = 0
+        self.before_statement: Callable[[LocalTransaction], None] | None = None
+        """Called before each statement of the caller's; may refuse it by an exception."""
+        self.notifies = True
+        """Whether its commit may send a notification."""
+        self.commits_by: tuple[str, ...] = ()
+        """What is sent to commit in place of COMMIT."""
         self._poison: BaseException | None = None
         self._poison_is_final = False
         self._at_close: list[Callable[[sa.Connection], object]] = []
@@ -65,6 +77,8 @@ class LocalTransaction:
         with self.mapped_errors():
             self.connection = database.engine.connect()
             try:
+                if before_begin is not None:
+                    before_begin(self.connection)
                 self._root = self.connection.begin()
             except BaseException:
                 self.connection.close()
@@ -115,6 +129,13 @@ class LocalTransaction:
                 f"swallowed: {driver_exception(self._poison)}. Let the exception leave the block, or wrap the "
                 "statement that may fail in a nested transaction."
             ) from self._poison
+        self.announce_statement()
+
+    def announce_statement(self) -> None:
+        """Say that a statement of the caller's is about to run here."""
+        if self.before_statement is not None and not self._internal:
+            with self.internal():
+                self.before_statement(self)
 
     def mark_written(self) -> None:
         """Say that a write is about to run here."""
@@ -159,31 +180,13 @@ class LocalTransaction:
     @contextmanager
     def savepoint(self) -> Iterator[LocalTransaction]:
         """A nested transaction: an exception takes back what happened inside and goes on."""
-        self.require_healthy()
-        lengths = self.ledger_lengths()
-        with self.mapped_errors(), self.internal():
-            nested = self.connection.begin_nested()
-        self.depth += 1
+        savepoint = Savepoint(self)
         try:
             yield self
-            self.require_healthy()
-            with self.mapped_errors():
-                nested.commit()
+            savepoint.release()
         except BaseException:
-            self._roll_back_to(nested, lengths)
+            savepoint.roll_back()
             raise
-        finally:
-            self.depth -= 1
-
-    def _roll_back_to(self, nested: sa.NestedTransaction, lengths: Mapping[str, int]) -> None:
-        try:
-            if nested.is_active or not self._poison_is_final:
-                nested.rollback()
-        except sa.exc.SQLAlchemyError as error:
-            # MySQL has no such savepoint once a deadlock has ended the transaction.
-            self._poison = self._poison or error
-            self._poison_is_final = True
-        self.cut_back(lengths)
 
     def ledger_lengths(self) -> dict[str, int]:
         """How much is in each ledger: what `cut_back` goes back to."""
@@ -213,7 +216,7 @@ class LocalTransaction:
             self.run_before_commit()
             self.require_healthy()
             self._hide()
-            commit_verified(self.database, self.connection, self._root, written=self.written)
+            commit_verified(self.database, self.connection, self._root, written=self.written, by=self.commits_by)
         except BaseException:
             self.rollback()
             raise
@@ -249,13 +252,51 @@ class LocalTransaction:
     def _release(self) -> None:
         try:
             if not self.connection.invalidated:
-                for hook in self._at_close:
-                    hook(self.connection)
+                with self.internal():
+                    for hook in self._at_close:
+                        hook(self.connection)
         except sa.exc.SQLAlchemyError:
             logger.debug("a connection to %r could not be reset and is discarded", self.database.name, exc_info=True)
             self.connection.invalidate()
         finally:
             self.connection.close()
+
+
+class Savepoint:
+    """A point to which a transaction can go back; those set later must have ended before it does.
+
+    Raises TransactionPoisoned, and what the database answers.
+    """
+
+    def __init__(self, tx: LocalTransaction) -> None:
+        tx.require_healthy()
+        self._tx = tx
+        self._lengths = tx.ledger_lengths()
+        self._before = tx.written, tx.recorder
+        with tx.mapped_errors(), tx.internal():
+            self._nested = tx.connection.begin_nested()
+        tx.depth += 1
+
+    def release(self) -> None:
+        """Keep what happened since. Raises TransactionPoisoned where a statement has failed: then roll back."""
+        self._tx.require_healthy()
+        with self._tx.mapped_errors():
+            self._nested.commit()
+        self._tx.depth -= 1
+
+    def roll_back(self) -> None:
+        """Take back what happened since; where the server has ended the transaction, nothing else can follow."""
+        tx = self._tx
+        tx.depth -= 1
+        try:
+            if self._nested.is_active or not tx._poison_is_final:
+                self._nested.rollback()
+        except sa.exc.SQLAlchemyError as error:
+            # MySQL has no such savepoint once a deadlock has ended the transaction.
+            tx._poison = tx._poison or error
+            tx._poison_is_final = True
+        tx.written, tx.recorder = self._before
+        tx.cut_back(self._lengths)
 
 
 class _Internal:

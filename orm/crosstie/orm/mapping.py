@@ -164,6 +164,7 @@ class TableMapping:
         )
         self.field_of_column = {field.column.name: field for field in self.fields.values()}
         self.lock = self._named(model.__lock_version__)
+        self.table.info["crosstie.version"] = None if self.lock is None else self.lock.column.name
         self.soft_delete = self._named(model.__soft_delete__)
         self.mutable = tuple(name for name, field in self.fields.items() if field.mutable)
         self.columns = Columns(self)

@@ -72,7 +72,7 @@ def insert(record: ActiveRecord, mapping: TableMapping) -> None:
             return
         tx.on_rollback(lambda: make_new(record, filled))
         if tx.recorder is not None:
-            tx.recorder.inserted(tx, mapping.table, [row_key(record, mapping)])
+            tx.recorder.inserted(tx, mapping.table, [row_key(record, mapping)], numbered=generated is not None)
 
 
 def _insert_statement(mapping: TableMapping, row: Mapping[str, Any], shape: str, *returned: sa.Column[Any]) -> Prepared:

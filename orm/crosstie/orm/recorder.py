@@ -1,4 +1,4 @@
-"""How a layer above watches the writes of a local transaction, so that it can undo them later.
+"""How a layer above watches the writes of a local transaction, so that it can undo or repeat them later.
 
 The ORM calls the recorder of a transaction around each of its writes; a transaction without one costs a test for None.
 """
@@ -32,11 +32,13 @@ def condition(table: sa.Table, rows: Rows) -> sa.ColumnElement[bool]:
 class WriteRecorder(Protocol):
     """Sees each write of the ORM in the transaction's own order."""
 
-    def inserted(self, tx: LocalTransaction, table: sa.Table, keys: Sequence[Key]) -> None:
-        """Rows with these keys have just been inserted."""
+    def inserted(self, tx: LocalTransaction, table: sa.Table, keys: Sequence[Key], *, numbered: bool = False) -> None:
+        """Rows with these keys have just been inserted; `numbered` says that the database made the keys."""
 
-    def updating(self, tx: LocalTransaction, table: sa.Table, rows: Rows, columns: Collection[str]) -> object:
-        """The rows are about to change in `columns`; the answer is handed to `updated`."""
+    def updating(
+        self, tx: LocalTransaction, table: sa.Table, rows: Rows, columns: Collection[str], *, upserting: bool = False
+    ) -> object:
+        """The rows are about to change in `columns`, be it as part of an upsert; `updated` is handed the answer."""
 
     def updated(self, tx: LocalTransaction, token: object) -> None:
         """The update announced by `updating` has run and has found its rows."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -32,6 +32,8 @@ class Reference:
     parent_column: sa.Column[Any]
     parent_connection: str
     on_delete: OnDelete = "none"
+    audit: str | None = None
+    """The cron line by which it is audited, if it has one of its own."""
 
     @property
     def name(self) -> str:
@@ -72,7 +74,10 @@ def references(models: Iterable[type[ActiveRecord]] | None = None, *, crossing_o
                     parent_column=link.far.column,
                     parent_connection=parent_connection,
                     on_delete=relation.on_delete,
+                    audit=relation.audit,
                 )
                 if reference.is_crossing or not crossing_only:
-                    found.setdefault(reference.name, reference)
+                    first = found.setdefault(reference.name, reference)
+                    if first.audit is None and reference.audit is not None:
+                        found[reference.name] = replace(first, audit=reference.audit)
     return list(found.values())

@@ -224,6 +224,8 @@ class BelongsTo(ToOne[T]):
     `cache` has parents that were looked up by their key kept in Redis and in `request_cache()`: True, or
     `Cached(ttl_s=...)` for how long at most.
 
+    `audit` is a cron line by which workers audit this reference, in place of the setting `audit.schedule`.
+
     Raises ModelDefinitionError for another word.
     """
 
@@ -238,9 +240,11 @@ class BelongsTo(ToOne[T]):
         validate: bool = False,
         on_delete: OnDelete = "none",
         cache: Cached | bool = False,
+        audit: str | None = None,
     ) -> None:
         super().__init__(foreign_key=foreign_key, inverse_of=inverse_of, primary_key=primary_key)
         self.validate = validate
+        self.audit = audit
         self.on_delete: OnDelete = require_on_delete(on_delete)
         self.cache = policy_of(cache)
 

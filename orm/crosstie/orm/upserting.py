@@ -144,7 +144,8 @@ class _Upsert(NamedTuple):
             self._update_found(tx, recorder)
             return
         assert result.inserted_primary_key is not None
-        recorder.inserted(tx, self.mapping.table, [tuple(result.inserted_primary_key)])
+        numbered = any(field.column.name not in self.row for field in self.mapping.key)
+        recorder.inserted(tx, self.mapping.table, [tuple(result.inserted_primary_key)], numbered=numbered)
 
     def _update_found(self, tx: LocalTransaction, recorder: WriteRecorder) -> bool:
         table, keys = self.mapping.table, [field.column for field in self.mapping.key]
@@ -155,7 +156,7 @@ class _Upsert(NamedTuple):
         if new:
             new |= self._next_version()
             where = sa.and_(*(column == value for column, value in zip(keys, found, strict=True)))
-            token = recorder.updating(tx, table, where, list(new))
+            token = recorder.updating(tx, table, where, list(new), upserting=True)
             tx.connection.execute(sa.update(table).where(where).values(new))
             recorder.updated(tx, token)
         return True

@@ -111,15 +111,23 @@ class _Observation:
         wanted = {name for watcher in watchers for name in watcher.fields}
         self._fields = [field for name, field in mapping.fields.items() if name in wanted]
 
-    def inserted(self, tx: LocalTransaction, table: sa.Table, keys: Sequence[tuple[Any, ...]]) -> None:
+    def inserted(
+        self, tx: LocalTransaction, table: sa.Table, keys: Sequence[tuple[Any, ...]], *, numbered: bool = False
+    ) -> None:
         """Tell of new rows."""
         if self._recorder is not None:
-            self._recorder.inserted(tx, table, keys)
+            self._recorder.inserted(tx, table, keys, numbered=numbered)
         self._tell(tx, [RowChange(key, None, after) for key, after in self._read_keys(tx, keys)])
 
-    def updating(self, tx: LocalTransaction, table: sa.Table, rows: Rows, columns: Collection[str]) -> object:
+    def updating(
+        self, tx: LocalTransaction, table: sa.Table, rows: Rows, columns: Collection[str], *, upserting: bool = False
+    ) -> object:
         """Read the rows before they change."""
-        token = None if self._recorder is None else self._recorder.updating(tx, table, rows, list(columns))
+        token = (
+            None
+            if self._recorder is None
+            else self._recorder.updating(tx, table, rows, list(columns), upserting=upserting)
+        )
         names = [self._mapping.field_of_column[column].name for column in columns]
         if not any(field.name in names for field in self._fields):
             return _Pending(token, {}, {})

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import threading
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
 __all__ = ["CacheCounters", "counters", "tally"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -27,15 +31,23 @@ class CacheCounters:
 
 
 class _Tally:
+    """`listeners` are called with each count, by name, in the thread that counts; they must be quick."""
+
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self.now = CacheCounters()
+        self.listeners: list[Callable[[Mapping[str, int]], None]] = []
 
     def add(self, **counts: int) -> None:
         """Count these."""
         with self._lock:
             for name, count in counts.items():
                 setattr(self.now, name, getattr(self.now, name) + count)
+        for listener in self.listeners:
+            try:
+                listener(counts)
+            except Exception:
+                logger.exception("a meter of the cache failed; the lookup goes on")
 
 
 tally: Final = _Tally()

@@ -1,6 +1,7 @@
 """Audits of references that no database can check: references in, findings out."""
 
-from crosstie.orm.integrity.audit import FINDING_LIMIT, ProgressListener, audit_reference
+from crosstie.orm.integrity.audit import audit_reference
+from crosstie.orm.integrity.chunk import audit_chunk
 from crosstie.orm.integrity.endpoint import AuditedReference, Endpoint
 from crosstie.orm.integrity.errors import (
     AuditError,
@@ -8,27 +9,48 @@ from crosstie.orm.integrity.errors import (
     ScanIncomplete,
     UnexpectedKey,
     UnknownReference,
+    UnreadablePlan,
 )
-from crosstie.orm.integrity.findings import AuditPhase, AuditProgress, AuditResult, AuditState, Finding, Key
+from crosstie.orm.integrity.findings import (
+    AuditPhase,
+    AuditProgress,
+    AuditResult,
+    AuditState,
+    Finding,
+    Key,
+    ProgressListener,
+)
+from crosstie.orm.integrity.judgement import FINDING_LIMIT
+from crosstie.orm.integrity.plan import AuditPlan, ChunkResult, KeyRange, Strategy
+from crosstie.orm.integrity.planner import plan_audit
 from crosstie.orm.integrity.suspicion import NO_SAGAS, TouchedKeys
+from crosstie.orm.integrity.verdict import conclude_audit
 
 __all__ = [
     "FINDING_LIMIT",
     "NO_SAGAS",
     "AuditError",
     "AuditPhase",
+    "AuditPlan",
     "AuditProgress",
     "AuditResult",
     "AuditState",
     "AuditedReference",
+    "ChunkResult",
     "Endpoint",
     "Finding",
     "Key",
+    "KeyRange",
     "KeysNotComparable",
     "ProgressListener",
     "ScanIncomplete",
+    "Strategy",
     "TouchedKeys",
     "UnexpectedKey",
     "UnknownReference",
+    "UnreadablePlan",
+    "audit_chunk",
     "audit_reference",
+    "conclude_audit",
+    "plan_audit",
 ]

@@ -13,12 +13,14 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from crosstie.orm.integrity.batch import batches, values_per_statement
+from crosstie.orm.integrity.bulk import bulk_row
 from crosstie.orm.integrity.endpoint import Endpoint
 from crosstie.orm.integrity.findings import Key
 from crosstie.orm.integrity.snapshot import snapshot
 from crosstie.orm.integrity.storage import KeyStorage, Raw
+from crosstie.orm.integrity.tiling import Tile, require_count
 
-__all__ = ["ROWS_PER_KEY", "ChildColumn", "ChildCounts", "KeyRows", "RowKey"]
+__all__ = ["ROWS_PER_KEY", "ChildColumn", "KeyRows", "RowKey"]
 
 RowKey = tuple[Any, ...]
 """A child row's primary key, in the table's order."""
@@ -26,15 +28,6 @@ RowKey = tuple[Any, ...]
 ROWS_PER_KEY: Final = 1_000
 """Of a key that more rows share, so many are looked at one by one; the others are counted."""
 _ROWS_PER_STATEMENT: Final = 20_000
-
-
-@dataclass(frozen=True)
-class ChildCounts:
-    """`rows` have a foreign key, `keys` are different; `last` is the greatest by the column's order, None if none."""
-
-    rows: int
-    keys: int
-    last: Raw | None
 
 
 @dataclass(frozen=True)
@@ -53,7 +46,7 @@ class ChildColumn:
         self.storage = storage
         self.database = end.database
         self._pinned = pinned
-        self._typed = storage.typed(end.column)
+        self.typed = self._typed = storage.typed(end.column)
         self._distinct = storage.distinct(end.column)
 
     @contextmanager
@@ -64,15 +57,24 @@ class ChildColumn:
 
     # -- counts ---------------------------------------------------------------------------------------------
 
-    def count(self) -> ChildCounts:
-        """Count rows and distinct keys up to the greatest key of this moment."""
-        column = self.end.column
-        newest = sa.select(self._typed).where(column.is_not(None)).order_by(self._typed.desc()).limit(1)
-        last = next(iter(self._values(newest)), None)
-        if last is None:
-            return ChildCounts(0, 0, None)
-        rows = self._values(sa.select(sa.func.count()).select_from(self.end.table).where(self._typed <= last))[0]
-        return ChildCounts(rows, self.count_keys(None, last), last)
+    def last(self) -> Raw | None:
+        """The greatest key of this moment by the column's order; None where no row has one."""
+        newest = sa.select(self._typed).where(self.end.column.is_not(None)).order_by(self._typed.desc()).limit(1)
+        return next(iter(self._values(newest)), None)
+
+    def first(self, after: Raw | None, upto: Raw) -> Raw | None:
+        """The smallest key in (after, upto]; None where there is none."""
+        oldest = sa.select(self._typed).where(*self._between(after, upto)).order_by(self._typed).limit(1)
+        return next(iter(self._values(oldest)), None)
+
+    def count_rows(self, after: Raw | None, upto: Raw) -> int:
+        """Count the rows whose key is in (after, upto]."""
+        rows = sa.select(sa.func.count()).select_from(self.end.table).where(*self._between(after, upto))
+        return int(self._values(rows)[0])
+
+    def require_end(self, after: Raw | None, last: Raw) -> None:
+        """Where a page has found nothing more, there must be nothing. Raises ScanIncomplete."""
+        require_count(Tile(after, last, 0), self.count_keys(after, last))
 
     def count_keys(self, after: Raw | None, upto: Raw) -> int:
         """Count the distinct keys in (after, upto]."""
@@ -87,6 +89,12 @@ class ChildColumn:
     def page(self, after: Raw | None, last: Raw, limit: int) -> list[Raw]:
         """The next distinct keys after `after`, at most `limit`, in the column's order."""
         return self._values(self._pages(after, last).limit(limit))
+
+    def groups(self, after: Raw | None, upto: Raw) -> sa.Select[Any]:
+        """The query for the distinct keys in (after, upto], in the column's order, and how many rows have each."""
+        key = self._typed.label("key")
+        grouped = sa.select(key, sa.func.count().label("rows")).where(*self._between(after, upto))
+        return grouped.group_by(self._typed).order_by(self._typed)
 
     def boundary(self, after: Raw | None, last: Raw, limit: int) -> Raw | None:
         """Where a page of `limit` keys would end; None where fewer are left."""
@@ -143,6 +151,15 @@ class ChildColumn:
         return batches(values, values_per_statement(self.database))
 
     # -- reading --------------------------------------------------------------------------------------------
+
+    def fetch(self, query: sa.Select[Any]) -> Sequence[Sequence[Any]]:
+        """All rows of a query on the table."""
+        return self._rows(query)
+
+    def bulk(self, query: sa.Select[Any]) -> tuple[Any, ...]:
+        """The one row of a query whose answer is many keys in one value."""
+        with self.database.mapped_errors():
+            return bulk_row(self.database, query, self._pinned)
 
     def _values(self, query: sa.Select[Any]) -> list[Any]:
         return [row[0] for row in self._rows(query)]

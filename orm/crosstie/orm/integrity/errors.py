@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from crosstie.orm.errors import CrosstieError
 
-__all__ = ["AuditError", "KeysNotComparable", "ScanIncomplete", "UnexpectedKey", "UnknownReference"]
+__all__ = ["AuditError", "KeysNotComparable", "ScanIncomplete", "UnexpectedKey", "UnknownReference", "UnreadablePlan"]
 
 
 class AuditError(CrosstieError):
@@ -36,3 +36,9 @@ class UnknownReference(AuditError):
     """No declared reference has this name."""
 
     code = "audit.unknown-reference"
+
+
+class UnreadablePlan(AuditError):
+    """A plan or a result of an audit does not read as it was written."""
+
+    code = "audit.unreadable-plan"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-__all__ = ["AuditPhase", "AuditProgress", "AuditResult", "AuditState", "Finding", "Key"]
+__all__ = ["AuditPhase", "AuditProgress", "AuditResult", "AuditState", "Finding", "Key", "ProgressListener"]
 
 Key = int | str | uuid.UUID
 """A key as Python compares it, however its database stores it."""
@@ -40,6 +41,9 @@ class AuditProgress:
     phase: AuditPhase
     keys_done: int
     keys_total: int
+
+
+ProgressListener = Callable[[AuditProgress], None]
 
 
 @dataclass(frozen=True)

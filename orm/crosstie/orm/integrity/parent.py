@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
 
 from crosstie.orm.integrity.batch import batches, values_per_statement
 from crosstie.orm.integrity.catalog import Equality
@@ -16,6 +18,7 @@ from crosstie.orm.integrity.storage import KeyStorage, Raw
 __all__ = ["ParentColumn"]
 
 _QUESTIONS_PER_STATEMENT: Final = 200
+_KEYS_PER_LIST: Final = 5_000
 
 
 class ParentColumn:
@@ -27,25 +30,36 @@ class ParentColumn:
         self.database = end.database
         self._typed = storage.typed(end.column)
 
-    def page(self, lowest: Raw, highest: Raw, limit: int) -> list[Raw]:
-        """Keys between both, these included, at most `limit`, in the column's order."""
+    def keys_between(self, lowest: Raw, highest: Raw) -> sa.Select[Any]:
+        """The query for the keys between both, these included, in the column's order."""
         between = sa.and_(self._typed >= lowest, self._typed <= highest)
-        return self._values(sa.select(self._typed).where(between).order_by(self._typed).limit(limit))
+        return sa.select(self._typed.label("key")).where(between).order_by(self._typed)
 
     def absent(self, keys: Sequence[Key]) -> list[Key]:
         """Those of the keys that no parent has at this moment, in their order.
 
         Keys that come back as they went are there; where the column's `=` is wider than that, it decides on the others.
         """
-        present = self._present(keys)
+        spelt = {key: self.storage.spellings(key) for key in keys}
+        identical = self.storage.equality is Equality.IDENTICAL
+        if identical and self.database.kind in _ASKED and all(len(raws) == 1 for raws in spelt.values()):
+            raws = [raw for (raw,) in spelt.values()]
+            missing_raws = {raw for some in batches(raws, _KEYS_PER_LIST) for raw in self._unheld(some)}
+            return [key for key, (raw,) in spelt.items() if raw in missing_raws]
+        present = self._present([raw for raws in spelt.values() for raw in raws])
         missing = [key for key in keys if key not in present]
-        if not missing or self.storage.equality is Equality.IDENTICAL:
+        if not missing or identical:
             return missing
-        equalled = self._equalled([key for key in missing if self.storage.spellings(key)])
+        equalled = self._equalled([key for key in missing if spelt[key]])
         return [key for key in missing if key not in equalled]
 
-    def _present(self, keys: Sequence[Key]) -> set[Key]:
-        spelt = [raw for key in keys for raw in self.storage.spellings(key)]
+    def _unheld(self, values: Sequence[Raw]) -> list[Raw]:
+        """Those of the values that no parent has: they travel as one parameter, and only what is missing comes back."""
+        source, asked = _ASKED[self.database.kind](values, self._typed.type)
+        held: sa.Select[Any] = sa.select(sa.literal_column("1")).select_from(self.end.table).where(self._typed == asked)
+        return self._values(sa.select(asked).select_from(source).where(~held.exists()))
+
+    def _present(self, spelt: Sequence[Raw]) -> set[Key]:
         distinct = self.storage.distinct(self.end.column)
         present: set[Key] = set()
         for values in batches(spelt, values_per_statement(self.database)):
@@ -76,3 +90,30 @@ class ParentColumn:
     def _values(self, query: sa.Select[Any]) -> list[Any]:
         with self.database.mapped_errors(), self.database.autocommit.connect() as connection:
             return list(connection.execute(query).scalars().all())
+
+
+_Asked = tuple[sa.FromClause | sa.TextClause, sa.ColumnElement[Any]]
+
+
+def _unnested(values: Sequence[Raw], kind: sa.types.TypeEngine[Any]) -> _Asked:
+    asked = (
+        sa.func.unnest(sa.literal(list(values), postgresql.ARRAY(kind)))
+        .table_valued("key")
+        .render_derived(name="asked")
+    )
+    return asked, sa.type_coerce(asked.c.key, kind)
+
+
+def _from_json(values: Sequence[Raw], kind: sa.types.TypeEngine[Any]) -> _Asked:
+    # Values of an IN list cost the client more than the server; and a long one makes MariaDB read the whole index.
+    column = "BIGINT" if isinstance(kind, sa.Integer) else "CHAR(36)"
+    source = sa.text(f"JSON_TABLE(:asked, '$[*]' COLUMNS (k {column} PATH '$')) AS asked")
+    return source.bindparams(asked=json.dumps(list(values))), sa.literal_column("asked.k", kind)
+
+
+_ASKED: Final[Mapping[str, Callable[[Sequence[Raw], sa.types.TypeEngine[Any]], _Asked]]] = {
+    "postgresql": _unnested,
+    "mariadb": _from_json,
+    "mysql": _from_json,
+}
+"""A list of values as a table; SQLite, which runs in this process, takes an IN list as well."""

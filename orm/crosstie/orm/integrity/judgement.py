@@ -1,0 +1,108 @@
+"""From candidates to findings: what was confirmed is listed and counted, what cannot be told yet is held."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from crosstie.orm.integrity.confirmation import Confirmation, Confirmed, Moment
+from crosstie.orm.integrity.findings import AuditPhase, Finding, Key
+from crosstie.orm.integrity.query import orphan_query
+
+__all__ = ["FINDING_LIMIT", "Judgement", "Tally"]
+
+FINDING_LIMIT: Final = 10_000
+"""So many orphan rows are listed; the others are counted."""
+_HELD_LIMIT: Final = 10_000
+
+
+@dataclass
+class Tally:
+    """What was found so far; `reported` are the orphaned keys that may be met again, because they have spellings."""
+
+    orphan_keys: int = 0
+    orphan_rows: int = 0
+    findings: list[Finding] = field(default_factory=list)
+    deferred_keys: int = 0
+    deferred_rows: int = 0
+    reported: set[Key] = field(default_factory=set)
+
+
+@dataclass(kw_only=True)
+class Judgement:
+    """Judges candidates of one reference, and adds what became of them to a tally.
+
+    With `grace_s`, orphans are confirmed once more after so many seconds; `tell` is told what it is about to do.
+    """
+
+    confirmation: Confirmation
+    tally: Tally
+    grace_s: float = 0.0
+    finding_limit: int = FINDING_LIMIT
+    wait: Callable[[float], None] = time.sleep
+    tell: Callable[[AuditPhase], None]
+    clock_s: Callable[[], float] = time.monotonic
+    held: list[Key] = field(default_factory=list)
+    """Keys to be looked at once more: a saga had them, or their grace runs."""
+    held_since_s: float = 0.0
+
+    def judge(self, candidates: Sequence[Key], since: Moment) -> None:
+        """Confirm candidates whose rows were read after `since`. Raises DatabaseUnavailable."""
+        self.tell(AuditPhase.CONFIRMING)
+        verdict = self.confirmation.settle(candidates, since)
+        later = [one.key for one in verdict.deferred]
+        deferred = set(later)
+        for orphan in verdict.orphans:
+            if orphan.key in deferred:
+                continue  # judged as a whole, once its saga is done with it
+            if self.grace_s > 0:
+                later.append(orphan.key)
+            else:
+                self._report(orphan)
+        self.hold(later)
+        if len(self.held) >= _HELD_LIMIT:
+            self.settle_held()
+
+    def hold(self, keys: Iterable[Key]) -> None:
+        """Keys to be looked at once more, whose grace begins now."""
+        before = len(self.held)
+        self.held += keys
+        if len(self.held) > before:
+            self.held_since_s = self.clock_s()
+
+    def settle_held(self) -> None:
+        """Look once more at what could not be told at once; what cannot be told now stays deferred."""
+        if not self.held:
+            return
+        left_s = self.held_since_s + self.grace_s - self.clock_s()
+        if self.grace_s > 0 and left_s > 0:
+            self.tell(AuditPhase.WAITING)
+            self.wait(left_s)
+        self.tell(AuditPhase.CONFIRMING)
+        held = list(dict.fromkeys(self.held))
+        self.held.clear()
+        verdict = self.confirmation.settle(held, self.confirmation.now())
+        self.tally.deferred_keys += len(verdict.deferred)
+        self.tally.deferred_rows += sum(one.rows for one in verdict.deferred)
+        for orphan in verdict.orphans:
+            self._report(orphan)
+
+    def _report(self, orphan: Confirmed) -> None:
+        child, tally = self.confirmation.child, self.tally
+        if len(child.storage.spellings(orphan.key)) > 1:
+            # Other spellings of the key lie in other pages, and its rows were found by all of them.
+            if orphan.key in tally.reported:
+                return
+            tally.reported.add(orphan.key)
+        tally.orphan_keys += 1
+        tally.orphan_rows += orphan.total
+        room = self.finding_limit - len(tally.findings)
+        if room <= 0:
+            return
+        names = [column.name for column in child.end.primary_key]
+        query = orphan_query(child.end, child.storage, orphan.key)
+        tally.findings += [
+            Finding(dict(zip(names, row_key, strict=True)), orphan.key, query) for row_key in orphan.row_keys[:room]
+        ]

@@ -1,0 +1,142 @@
+"""Which strategy suits a reference, and into which chunks its keys are parted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from crosstie.orm.integrity.bitmap import can_be_paged
+from crosstie.orm.integrity.catalog import is_indexed
+from crosstie.orm.integrity.child import ChildColumn
+from crosstie.orm.integrity.columns import columns_of
+from crosstie.orm.integrity.endpoint import AuditedReference
+from crosstie.orm.integrity.packing import packs
+from crosstie.orm.integrity.plan import AuditPlan, KeyRange, Strategy
+from crosstie.orm.integrity.skip import skips
+from crosstie.orm.integrity.statistics import column_statistics, round_trip_s
+from crosstie.orm.integrity.storage import KeyKind, Raw
+
+__all__ = ["Situation", "choose_strategy", "plan_audit"]
+
+_PROBE_FACTOR: Final = 16
+"""Asking about a key costs a parent as much as sending so many of its own."""
+_SKIP_FACTOR: Final = 1_000
+"""One step down an index costs a child as much as reading so many neighbours."""
+_DENSE: Final = 0.5
+"""A word of 12 bytes is worth sending from so many keys of each possible one on: it stands for 32 of them."""
+_SLOW_S: Final = 0.002
+"""A round trip that takes so long goes over a network that is slower than reading."""
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What a choice rests on. `span` is how many integers lie between the child's first key and its last."""
+
+    kind: KeyKind
+    indexed: bool
+    rows: int
+    keys: int
+    parents: int
+    span: int
+    round_trip_s: float
+    page_size: int
+    child_skips: bool
+    child_is_pageable: bool
+    both_pack: bool
+
+
+def choose_strategy(seen: Situation) -> tuple[Strategy, tuple[str, ...]]:
+    """The strategy, and why."""
+    if seen.kind is not KeyKind.INTEGER:
+        return Strategy.FETCH, (f"keys are of kind {seen.kind}: the parent is asked about each",)
+    size = f"about {seen.keys:,} distinct keys in {seen.rows:,} rows, {seen.parents:,} parents"
+    if not seen.indexed and seen.rows > seen.page_size:
+        why = "no index begins with the foreign key"
+        if seen.child_is_pageable:
+            return Strategy.BITMAP, (size, f"{why}: the child is read once, by primary key")
+        return Strategy.PACKED, (size, f"{why}, and the primary key is not one integer: each page reads the table")
+    if seen.indexed and seen.child_skips and seen.rows > seen.keys * _SKIP_FACTOR:
+        return Strategy.SKIP, (size, f"more than {_SKIP_FACTOR:,} rows to a key: the index is asked for the next key")
+    if seen.keys * _PROBE_FACTOR < seen.parents:
+        return Strategy.PROBE, (size, f"more than {_PROBE_FACTOR} parents to a key: the parent is asked about the keys")
+    link = f"a round trip takes {seen.round_trip_s * 1000:.1f} ms"
+    if seen.both_pack and seen.keys > seen.span * _DENSE and seen.round_trip_s > _SLOW_S:
+        return Strategy.WORDS, (size, f"{seen.keys / seen.span:.0%} of all keys in their range are there", link)
+    return Strategy.PACKED, (size, "both ends send their keys in order", link)
+
+
+def plan_audit(
+    reference: AuditedReference, *, page_size: int = 50_000, chunks: int = 1, strategy: Strategy | None = None
+) -> AuditPlan:
+    """Plan the audit of a reference: `page_size` distinct keys at a time, in at most `chunks` chunks of like size.
+
+    The strategy follows from statistics unless one is given. Raises KeysNotComparable where the ends cannot be
+    compared, UnexpectedKey, NoSuchTable, DatabaseUnavailable.
+    """
+    child, parent = columns_of(reference)
+    last = child.last()
+    first = None if last is None else child.first(None, last)
+    if last is None or first is None:
+        return AuditPlan(reference.name, Strategy.FETCH, page_size, None, (), 0, 0, ("no row has a foreign key",))
+    child.storage.key(last)
+    child.storage.key(first)
+    children, parents = column_statistics(child.end), column_statistics(parent.end)
+    keys = min(children.rows if children.distinct is None else children.distinct, children.rows)
+    if child.storage.kind is KeyKind.INTEGER:
+        keys = min(keys, last - first + 1)
+    indexed = is_indexed(child.end)
+    chosen, reasons = choose_strategy(
+        Situation(
+            kind=child.storage.kind,
+            indexed=indexed,
+            rows=children.rows,
+            keys=keys,
+            parents=parents.rows,
+            span=last - first + 1 if child.storage.kind is KeyKind.INTEGER else 0,
+            round_trip_s=max(round_trip_s(child.end), round_trip_s(parent.end)),
+            page_size=page_size,
+            child_skips=skips(child.database.kind),
+            child_is_pageable=can_be_paged(child.end),
+            both_pack=packs(child.database.kind) and packs(parent.database.kind),
+        )
+    )
+    if strategy is not None and strategy is not chosen:
+        chosen, reasons = strategy, ("asked for",)
+    return AuditPlan(
+        reference.name,
+        chosen,
+        page_size,
+        last,
+        _parted(child, chosen, first, last, min(chunks, -(-children.rows // page_size))),
+        keys,
+        children.rows,
+        reasons,
+        _notes(child, chosen, indexed=indexed, large=keys > page_size),
+    )
+
+
+def _notes(child: ChildColumn, strategy: Strategy, *, indexed: bool, large: bool) -> tuple[str, ...]:
+    notes = []
+    if large and not indexed:
+        how = "the whole table is read" if strategy is Strategy.BITMAP else "each page reads the whole table"
+        notes.append(f"{child.end} has no index, so {how}: an index on it makes audits quick")
+    if strategy is Strategy.SKIP:
+        notes.append("the number of rows is an estimate: few distinct keys were found without reading every row")
+    return tuple(notes)
+
+
+def _parted(child: ChildColumn, strategy: Strategy, first: Raw, last: Raw, chunks: int) -> tuple[KeyRange, ...]:
+    if strategy is Strategy.BITMAP or chunks <= 1:
+        return (KeyRange(None, last),)
+    if child.storage.kind is KeyKind.INTEGER:
+        inner = [first + (last - first) * part // chunks for part in range(1, chunks)]
+        ends = [*dict.fromkeys(end for end in inner if end != last), last]
+        return tuple(KeyRange(lo, hi) for lo, hi in zip([None, *ends[:-1]], ends, strict=True))
+    parts: list[KeyRange] = []
+    lo = None
+    each = -(-child.count_keys(None, last) // chunks)
+    while lo != last:
+        hi = child.boundary(lo, last, each)
+        parts.append(KeyRange(lo, last if hi is None else hi))
+        lo = parts[-1].hi
+    return tuple(parts)

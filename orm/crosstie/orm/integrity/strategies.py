@@ -1,0 +1,48 @@
+"""Which scan carries a strategy out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from crosstie.orm.integrity.bitmap import BitmapScan
+from crosstie.orm.integrity.errors import KeysNotComparable
+from crosstie.orm.integrity.fetch import TextScan, UuidScan
+from crosstie.orm.integrity.packed import PackedScan, ProbeScan
+from crosstie.orm.integrity.plan import Strategy
+from crosstie.orm.integrity.scan import Ends, KeyScan
+from crosstie.orm.integrity.skip import SkipScan
+from crosstie.orm.integrity.storage import KeyKind
+from crosstie.orm.integrity.words import WordScan
+
+__all__ = ["choose_scan"]
+
+_INTEGER_SCANS: Final[Mapping[Strategy, Callable[[Ends], KeyScan]]] = {
+    Strategy.PACKED: PackedScan,
+    Strategy.WORDS: WordScan,
+    Strategy.PROBE: ProbeScan,
+    Strategy.SKIP: SkipScan,
+    Strategy.BITMAP: BitmapScan,
+}
+
+
+_SCANS: Final[Mapping[KeyKind, Mapping[Strategy, Callable[[Ends], KeyScan]]]] = {
+    KeyKind.INTEGER: _INTEGER_SCANS,
+    KeyKind.UUID: {Strategy.FETCH: UuidScan},
+    KeyKind.TEXT: {Strategy.FETCH: TextScan},
+}
+
+
+def choose_scan(ends: Ends, strategy: Strategy) -> KeyScan:
+    """The scan for a strategy and the kind of keys that both ends have.
+
+    Raises KeysNotComparable where the strategy is not for such keys: a column's type has changed since the plan.
+    """
+    kind = ends.parent.storage.kind
+    scans = _SCANS[kind]
+    if strategy not in scans:
+        raise KeysNotComparable(
+            f"expected keys that the strategy {strategy} can read, found keys of kind {kind} in {ends.child.end}. "
+            f"Strategies for them: {', '.join(scans)}. Plan the audit anew."
+        )
+    return scans[strategy](ends)
