@@ -10,6 +10,7 @@ import sqlalchemy as sa
 
 from crosstie.orm.clock import now_ms
 from crosstie.orm.connection import ConnectionManager
+from crosstie.outbox.lane import WARY_AT
 from crosstie.outbox.parking import BLOCKING
 from crosstie.outbox.tables import lane as lanes
 from crosstie.outbox.tables import outbox, parked
@@ -23,7 +24,8 @@ class RouteBacklog:
     """One route of one source database; ages are by the database's clock, and None where there is no such event.
 
     `depth`: events in the outbox that are not acknowledged; `oldest_s`: how long the oldest has waited.
-    `failing_lanes`: lanes with events whose last attempt failed. `parked`: events that failed or stand behind one, of
+    `failing_lanes`: lanes with events whose last attempt failed. `wary_lanes`: lanes with events whose last owners
+    died, three or more, so that events are tried one at a time. `parked`: events that failed or stand behind one, of
     `parked_keys` keys, of which `dead` wait for the operator. `last_error`: of a failing lane, else of a parked event.
     """
 
@@ -32,6 +34,7 @@ class RouteBacklog:
     depth: int = 0
     oldest_s: float | None = None
     failing_lanes: int = 0
+    wary_lanes: int = 0
     last_error: str | None = None
     parked: int = 0
     parked_keys: int = 0
@@ -52,7 +55,7 @@ def pending(source: str) -> list[RouteBacklog]:
         names = set(connection.execute(sa.select(routes.c.route).distinct()).scalars())
         found: dict[str, dict[str, Any]] = {name: {} for name in names}
         # A later query's figures win: the error of a lane that fails says more than that of an event.
-        for query in (_PARKED, _WAITING, _PAUSED, _FAILING):
+        for query in (_PARKED, _WAITING, _PAUSED, _WARY, _FAILING):
             for row in connection.execute(query).mappings():
                 figures = {name: value for name, value in row.items() if name != "route"}
                 found.setdefault(row["route"], {}).update(figures)
@@ -89,11 +92,17 @@ _PARKED: Final = sa.select(
 _PAUSED: Final = (
     sa.select(lanes.c.route, sa.literal(1).label("paused")).where(lanes.c.paused_at_ms.is_not(None)).distinct()
 )
+_HAS_EVENTS: Final = sa.exists().where(outbox.c.route == lanes.c.route, outbox.c.lane == lanes.c.lane)
+_WARY: Final = (
+    sa.select(lanes.c.route, sa.func.count().label("wary_lanes"))
+    .where(lanes.c.deaths >= WARY_AT, _HAS_EVENTS)
+    .group_by(lanes.c.route)
+)
 _FAILING: Final = (
     sa.select(
         lanes.c.route, sa.func.count().label("failing_lanes"), sa.func.max(lanes.c.last_error).label("last_error")
     )
     # A lane that succeeds forgets its failures; one that has nothing left to deliver never gets to do so.
-    .where(lanes.c.failures > 0, sa.exists().where(outbox.c.route == lanes.c.route, outbox.c.lane == lanes.c.lane))
+    .where(lanes.c.failures > 0, _HAS_EVENTS)
     .group_by(lanes.c.route)
 )

@@ -11,6 +11,7 @@ import sqlalchemy as sa
 
 from crosstie.orm.clock import now_ms
 from crosstie.orm.database import Database
+from crosstie.orm.prepared import Prepared
 from crosstie.outbox.envelope import Envelope
 from crosstie.outbox.errors import EventUnreadable
 from crosstie.outbox.tables import lane as lanes
@@ -44,6 +45,8 @@ class OutboxRow:
     """How long before it was read it was written, by its database's clock."""
     attempts: int = 0
     """How often it has failed, if it was parked."""
+    deaths: int = 0
+    """How many workers have died while they applied it, if it was parked."""
 
     def envelope(self) -> Envelope:
         """The event as it was published. Raises EventUnreadable."""
@@ -69,18 +72,18 @@ class Verdict:
     held: OutboxRow | None
 
 
-def read_batch(source: Database, route: str, lane: int, *, limit: int) -> tuple[list[OutboxRow], bool]:
-    """The first `limit` events of a lane, unlocked, each with its saga's record, and whether the lane has parked ones.
+def read_batch(source: Database, route: str, lane: int, *, after: int, limit: int) -> tuple[list[OutboxRow], bool]:
+    """The first `limit` events of a lane behind the id `after`, unlocked, each with its saga's record.
 
-    None of a lane that is paused; with no events, nothing is said of parked ones. Raises DatabaseUnavailable.
+    And whether the lane has parked ones. None of a lane that is paused; with no events, nothing is said of parked ones.
+    Raises DatabaseUnavailable.
 
     One statement, so one snapshot. With two, a reader could pause between them: it has read the event, then the saga
     is aborted, which deletes the event together with its undo, and the record goes too; the reader would then find no
     record and take that for a commit. In one snapshot, an event without a record is one whose saga committed.
     """
-    parameters = {"route": route, "lane": lane, "limit": limit}
-    with source.mapped_errors(), source.autocommit.connect() as connection:
-        found = connection.execute(_BATCH, parameters).all()
+    parameters = {"route": route, "lane": lane, "after": after, "limit": limit}
+    found = source.prepared(_BATCH, parameters).rows
     return [OutboxRow(*row[:-1]) for row in found], any(row[-1] is not None for row in found[:1])
 
 
@@ -106,7 +109,7 @@ def _record(column: sa.ColumnElement[str]) -> sa.ScalarSelect[str]:
     )
 
 
-_BATCH: Final = (
+_BATCH: Final = Prepared(
     sa.select(
         outbox.c.id,
         outbox.c.uid,
@@ -123,7 +126,9 @@ _BATCH: Final = (
         # With the rows and not before them: another owner, not dead but slow, may have parked an event meanwhile.
         sa.select(parked.c.id).where(_in_lane(parked)).limit(1).scalar_subquery().label("any_parked"),
     )
-    .where(_in_lane(outbox), not_paused(sa.bindparam("route"), sa.bindparam("lane")))
+    .where(
+        _in_lane(outbox), outbox.c.id > sa.bindparam("after"), not_paused(sa.bindparam("route"), sa.bindparam("lane"))
+    )
     .order_by(outbox.c.id)
     .limit(sa.bindparam("limit"))
 )

@@ -32,6 +32,7 @@ from crosstie.outbox.errors import (
     NoSubscriber,
     OutboxError,
     RelayMisused,
+    Unrouted,
 )
 from crosstie.outbox.event import Event
 from crosstie.outbox.publish import enqueue
@@ -220,11 +221,11 @@ def _passes(error: Exception) -> bool:
 def _failure(position: int, row: OutboxRow, found: Sequence[Subscription], error: Exception) -> DeliveryFailed:
     names = ", ".join(one.name for one in found) or "nobody"
     failed = DeliveryFailed(
-        f"event {row.id} of type {row.type!r} (uid {row.uid}) could not be applied by {names}: {_reason(error, found)}"
+        f"event {row.id} of type {row.type!r} (uid {row.uid}) could not be applied by {names}: {_reason(error, found)}",
+        position=position,
+        passing=_passes(error),
+        undeployed=isinstance(error, CodeMissing),
     )
-    failed.position = position
-    failed.passing = _passes(error)
-    failed.undeployed = isinstance(error, CodeMissing)
     # The log is the application's own; unlike the stored text it may quote what the exception says.
     logger.warning("%s", failed, exc_info=error)
     return failed
@@ -232,7 +233,7 @@ def _failure(position: int, row: OutboxRow, found: Sequence[Subscription], error
 
 def _reason(error: Exception, found: Sequence[Subscription]) -> str:
     """What went wrong, in words that quote no value of the event."""
-    if isinstance(error, EventUnreadable | ForeignWrite | DatabaseUnavailable):
+    if isinstance(error, EventUnreadable | ForeignWrite | DatabaseUnavailable | Unrouted):
         return str(error)
     code = f" ({error.code})" if isinstance(error, CrosstieError) else ""
     files = {one.function.__code__.co_filename for one in found if isinstance(one.function, FunctionType)}

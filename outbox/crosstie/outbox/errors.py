@@ -34,6 +34,7 @@ __all__ = [
     "UnknownCopy",
     "UnknownEventType",
     "UnknownSchemaVersion",
+    "Unrouted",
 ]
 
 
@@ -61,19 +62,29 @@ class NoOutboxChosen(OutboxError):
     code = "outbox.none-chosen"
 
 
-class ReferenceUnrouted(OutboxError):
+class Unrouted(OutboxError):
+    """A write must be told of, and its database stores no subscription yet that would carry the word.
+
+    Workers store the subscriptions of the models that they import: once one has, the same write passes.
+    """
+
+    code = "outbox.unrouted"
+    retryable = True
+
+
+class ReferenceUnrouted(Unrouted):
     """A delete concerns rows of another database, and no subscription is stored that would take word of it there."""
 
     code = "outbox.reference-unrouted"
 
 
-class CacheUnrouted(OutboxError):
+class CacheUnrouted(Unrouted):
     """A write changes cached rows, and no subscription is stored that would take word of it to the cache."""
 
     code = "outbox.cache-unrouted"
 
 
-class CopyUnrouted(OutboxError):
+class CopyUnrouted(Unrouted):
     """A write concerns copies of columns, and no subscription is stored by which they would be kept right."""
 
     code = "outbox.copy-unrouted"
@@ -155,11 +166,27 @@ class DeliveryFailed(OutboxError):
 
     code: ClassVar[str] = "outbox.delivery-failed"
     retryable: ClassVar[bool] = True
-    position: int = 0
-    passing: bool = False
-    """The database or the network caused it: the same event may well pass next time."""
-    undeployed: bool = False
-    """This process has no code for the event; that says nothing of the event."""
+
+    def __init__(
+        self,
+        message: str = "",
+        /,
+        *,
+        position: int = 0,
+        passing: bool = False,
+        undeployed: bool = False,
+        deaths: int = 0,
+    ) -> None:
+        """`passing`: the database or the network caused it, and the same event may well pass next time.
+
+        `undeployed`: this process has no code for the event; that says nothing of the event. `deaths`: nothing was
+        raised, but so many more workers have died of it.
+        """
+        super().__init__(message)
+        self.position = position
+        self.passing = passing
+        self.undeployed = undeployed
+        self.deaths = deaths
 
 
 class TargetFailed(OutboxError):
@@ -171,8 +198,11 @@ class TargetFailed(OutboxError):
 
     code: ClassVar[str] = "outbox.target-failed"
     retryable: ClassVar[bool] = True
-    whole_route: bool = False
-    taken: int = 0
+
+    def __init__(self, message: str = "", /, *, whole_route: bool = False, taken: int = 0) -> None:
+        super().__init__(message)
+        self.whole_route = whole_route
+        self.taken = taken
 
 
 class BatchRefused(TargetFailed):

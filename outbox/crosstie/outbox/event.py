@@ -38,7 +38,7 @@ class Event(BaseModel):
     __connection__: ClassVar[str | None] = None
     __upcasters__: ClassVar[Upcasters] = Upcasters("Event", 1)
 
-    _headers: dict[str, str] = PrivateAttr(default_factory=dict)
+    _headers: Mapping[str, str] | None = PrivateAttr(default=None)  # a factory would cost as much as all the fields
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
@@ -66,12 +66,12 @@ class Event(BaseModel):
     @property
     def event_headers(self) -> Mapping[str, str]:
         """What travels with the event beside its fields: trace context, tenant, cause."""
-        return self._headers
+        return self._headers or {}
 
     def with_headers(self, headers: Mapping[str, str]) -> Self:
         """A copy of the event that carries these headers too."""
         copy = self.model_copy()
-        copy._headers = {**self._headers, **headers}
+        copy._headers = {**self.event_headers, **headers}
         return copy
 
     def publish(self, database: str | None = None) -> None:

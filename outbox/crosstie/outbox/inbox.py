@@ -8,36 +8,51 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from typing import Final, NamedTuple
 
 import sqlalchemy as sa
 
 from crosstie.orm.database import Database
 from crosstie.orm.local_transaction import LocalTransaction
+from crosstie.orm.lock_wait import BOUND, bound_of
+from crosstie.orm.prepared import Prepared
 from crosstie.outbox.errors import InboxMissing, LeaseLost
 from crosstie.outbox.lane import Lease
 from crosstie.outbox.tables import inbox
 from crosstie.outbox.upsert import insert_if_absent
 
-__all__ = ["create", "fence", "lock", "store"]
+__all__ = ["Memory", "create", "fence", "lock", "store"]
 
 
-def lock(tx: LocalTransaction, lease: Lease) -> frozenset[int]:
-    """Lock the lane's row until the transaction ends, and return the ids of the batch that was applied last.
+class Memory(NamedTuple):
+    """What the inbox remembers of a lane: who was there last, and the ids of what was applied then."""
+
+    epoch: int
+    ids: frozenset[int]
+
+
+def lock(tx: LocalTransaction, lease: Lease) -> Memory:
+    """Lock the lane's row until the transaction ends, and return what it says.
 
     Raises InboxMissing, LeaseLost where a later owner was here, and LockTimeout where another transaction holds the
     row: a paused owner, or one whose connection is gone and whose COMMIT may still be under way. Waiting for it could
     last for ever.
+
+    Where a query can, it also bounds how long the transaction waits for other locks from now on.
     """
-    query = sa.select(inbox.c.epoch, inbox.c.ids).where(_mine(lease)).with_for_update(nowait=True)
     tx.mark_written()
-    row = tx.connection.execute(query).one_or_none()
-    if row is None:
+    if tx.database.capabilities.bounds_lock_waits == "query":
+        found = _LOCK_AND_BOUND.fetch(tx.connection, _place(lease) | bound_of(lease.lock_wait_s)).rows
+    else:
+        found = _LOCK.fetch(tx.connection, _place(lease)).rows
+    if not found:
         raise InboxMissing(
             f"lane {lease.lane} of route {lease.route!r} has no row in the inbox of {tx.database.name!r}, where its "
             "owner had made one: crosstie's tables were dropped or emptied meanwhile."
         )
-    fence(row.epoch, lease)
-    return frozenset(json.loads(row.ids))
+    epoch, ids = found[0][:2]
+    fence(epoch, lease)
+    return Memory(epoch, frozenset(json.loads(ids)))
 
 
 def create(target: Database, lease: Lease) -> None:
@@ -60,11 +75,24 @@ def fence(seen_epoch: int, lease: Lease) -> None:
 
 def store(tx: LocalTransaction, lease: Lease, ids: Iterable[int] | None = None) -> None:
     """Write the owner's epoch, and the ids of the batch that this transaction applies, into the locked row."""
-    values: dict[str, object] = {"epoch": lease.epoch}
-    if ids is not None:
-        values["ids"] = json.dumps(sorted(ids), separators=(",", ":"))
-    tx.connection.execute(sa.update(inbox).where(_mine(lease)).values(values))
+    values = {**_place(lease), "mine": lease.epoch}
+    if ids is None:
+        _ENTER.run(tx.connection, values)
+    else:
+        _STORE.run(tx.connection, values | {"applied": json.dumps(sorted(ids), separators=(",", ":"))})
 
 
-def _mine(lease: Lease) -> sa.ColumnElement[bool]:
-    return sa.and_(inbox.c.origin == lease.origin, inbox.c.route == lease.route, inbox.c.lane == lease.lane)
+def _place(lease: Lease) -> dict[str, object]:
+    return {"of_origin": lease.origin, "of_route": lease.route, "of_lane": lease.lane}
+
+
+_MINE: Final = sa.and_(
+    inbox.c.origin == sa.bindparam("of_origin"),
+    inbox.c.route == sa.bindparam("of_route"),
+    inbox.c.lane == sa.bindparam("of_lane"),
+)
+_SELECT: Final = sa.select(inbox.c.epoch, inbox.c.ids).where(_MINE).with_for_update(nowait=True)
+_LOCK: Final = Prepared(_SELECT)
+_LOCK_AND_BOUND: Final = Prepared(_SELECT.add_columns(BOUND))
+_ENTER: Final = Prepared(sa.update(inbox).where(_MINE).values(epoch=sa.bindparam("mine")))
+_STORE: Final = Prepared(sa.update(inbox).where(_MINE).values(epoch=sa.bindparam("mine"), ids=sa.bindparam("applied")))

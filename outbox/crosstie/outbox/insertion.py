@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import sqlalchemy as sa
 
@@ -18,7 +18,7 @@ from crosstie.orm.prepared import Prepared
 from crosstie.outbox.envelope import Envelope
 from crosstie.outbox.tables import outbox, route
 
-__all__ = ["insert_events"]
+__all__ = ["Place", "Written", "insert_events"]
 
 CHUNK: Final = 500
 """Events in one statement, whose text is always the same: they travel as one value, in JSON."""
@@ -34,6 +34,21 @@ _COLUMNS: Final[dict[str, sa.types.TypeEngine[Any]]] = {
 }
 
 
+class Place(NamedTuple):
+    """The key of an event in the outbox."""
+
+    route: str
+    lane: int
+    id: int
+
+
+class Written(NamedTuple):
+    """The routes that events were written for, if they were wanted, and the places, where the server tells them."""
+
+    routes: set[str]
+    places: list[Place] | None
+
+
 def insert_events(
     connection: sa.Connection,
     envelopes: Sequence[Envelope],
@@ -41,14 +56,14 @@ def insert_events(
     saga_id: str | None = None,
     want_routes: bool = False,
     own: bool = False,
-) -> set[str]:
+) -> Written:
     """Write the events for every route that subscribes to them, ids ascending in the order given; never commits.
 
-    Returns the routes written to where `want_routes`, else an empty set. `own` says that crosstie has begun the
+    Tells the routes where `want_routes`, and of events of a saga the places. `own` says that crosstie has begun the
     connection's transaction; SQLAlchemy begins others with their first statement. Raises the driver's errors.
     """
-    routes: set[str] = set()
-    returning = want_routes and connection.dialect.insert_returning
+    places: list[Place] = []
+    returning = (want_routes or saga_id is not None) and connection.dialect.insert_returning
     for start in range(0, len(envelopes), CHUNK):
         rows = [_row(one) for one in envelopes[start : start + CHUNK]]
         statement = _statement(connection.dialect.name, returning, len(rows) == 1)
@@ -57,14 +72,15 @@ def insert_events(
         )
         if not own:
             result = connection.execute(statement.statement, values)
-            routes.update(result.scalars() if returning else ())
+            places += map(Place._make, result if returning else ())
         elif returning:
-            routes.update(row[0] for row in statement.fetch(connection, values).rows)
+            places += map(Place._make, statement.fetch(connection, values).rows)
         else:
             statement.run(connection, values)
     if want_routes and not returning:
-        routes.update(connection.execute(_SUBSCRIBED, {"types": list({one.type for one in envelopes})}).scalars())
-    return routes
+        types = list({one.type for one in envelopes})
+        return Written(set(connection.execute(_SUBSCRIBED, {"types": types}).scalars()), None)
+    return Written({place.route for place in places}, places if returning else None)
 
 
 _SUBSCRIBED: Final = (
@@ -105,10 +121,10 @@ def _statement(dialect: str, returning: bool, single: bool) -> Prepared:
         outbox.c.saga_id: sa.bindparam("saga_id", type_=sa.String()),
         outbox.c.created_at_ms: now_ms(),
     }
-    # The database numbers the rows in this order, and the order of ids is the order of delivery.
-    selected = source.add_columns(*values.values()).order_by(*position, route.c.route)
+    # The database numbers the rows in this order, and within a route the order of ids is the order of delivery.
+    selected = source.add_columns(*values.values()).order_by(*position)
     statement = sa.insert(outbox).from_select([column.name for column in values], selected, include_defaults=False)
-    return Prepared(statement.returning(outbox.c.route) if returning else statement)
+    return Prepared(statement.returning(outbox.c.route, outbox.c.lane, outbox.c.id) if returning else statement)
 
 
 def _events(dialect: str) -> sa.FromClause:

@@ -34,22 +34,24 @@ class LaneState:
     depth: int
     oldest_s: float | None
     parked: int
+    deaths: int
+    """How many owners in a row have died, or have let the lease run out, and nothing was acknowledged."""
+    trying: int | None
+    """The event that an owner tries alone, or has tried last, because others have died."""
 
     @property
     def idle(self) -> bool:
         """Whether there is nothing to say about it."""
-        return not (self.owner or self.failures or self.paused or self.depth or self.parked)
+        return not (self.owner or self.failures or self.paused or self.depth or self.parked or self.deaths)
 
 
 def lane_states(source: str, route: str | None = None) -> list[LaneState]:
     """Every lane, by route and number. Counts all rows of the outbox. Raises DatabaseUnavailable, NoSuchTable."""
     database = ConnectionManager.get(source)
-    with database.mapped_errors(), database.autocommit.connect() as connection:
-        waiting = {(row.route, row.lane): row for row in connection.execute(_PER_LANE)}
-        behind = {(row.route, row.lane): row.number for row in connection.execute(_PARKED_PER_LANE)}
-        rows = connection.execute(_LANES).all()
+    waiting = {(row.route, row.lane): row for row in database.rows(_PER_LANE)}
+    behind = {(row.route, row.lane): row.number for row in database.rows(_PARKED_PER_LANE)}
     found = []
-    for row in rows:
+    for row in database.rows(_LANES):
         if route is not None and row.route != route:
             continue
         events = waiting.get((row.route, row.lane))
@@ -68,6 +70,8 @@ def lane_states(source: str, route: str | None = None) -> list[LaneState]:
                 depth=events.number if events else 0,
                 oldest_s=max(0, int(events.age_ms)) / 1000 if events else None,
                 parked=behind.get((row.route, row.lane), 0),
+                deaths=row.deaths,
+                trying=row.trying,
             )
         )
     return found
@@ -83,6 +87,8 @@ _LANES: Final = sa.select(
     lanes.c.failures,
     lanes.c.last_error,
     lanes.c.paused_at_ms,
+    lanes.c.deaths,
+    lanes.c.trying,
 ).order_by(lanes.c.route, lanes.c.lane)
 _PER_LANE: Final = sa.select(
     outbox.c.route,
@@ -118,6 +124,8 @@ class ParkedEvent(WaitingEvent):
 
     state: str
     attempts: int
+    deaths: int
+    """How many workers have died while they applied it."""
     next_in_s: float | None
     parked_s: float
     error: str
@@ -128,7 +136,7 @@ def waiting_events(source: str, route: str | None = None, *, limit: int) -> list
     query = sa.select(*_event(outbox)).order_by(outbox.c.id.desc()).limit(limit)
     if route is not None:
         query = query.where(outbox.c.route == route)
-    return [WaitingEvent(**_plain(source, row)) for row in reversed(_rows(source, query))]
+    return [WaitingEvent(**_plain(source, row)) for row in reversed(ConnectionManager.get(source).rows(query))]
 
 
 def parked_events(
@@ -140,6 +148,7 @@ def parked_events(
             *_event(parked),
             parked.c.state,
             parked.c.attempts,
+            parked.c.deaths,
             (parked.c.next_at_ms - now_ms()).label("next_in_ms"),
             (now_ms() - parked.c.parked_at_ms).label("parked_ms"),
             parked.c.error,
@@ -156,11 +165,12 @@ def parked_events(
             **_plain(source, row),
             state=row.state,
             attempts=row.attempts,
+            deaths=row.deaths,
             next_in_s=max(0, int(row.next_in_ms)) / 1000 if row.state in {"failing", "undeployed"} else None,
             parked_s=max(0, int(row.parked_ms)) / 1000,
             error=row.error,
         )
-        for row in _rows(source, query)
+        for row in ConnectionManager.get(source).rows(query)
     ]
 
 
@@ -173,9 +183,3 @@ def _plain(source: str, row: sa.Row[Any]) -> dict[str, Any]:
 
 
 _NAMES: Final = ("route", "lane", "id", "uid", "key", "type", "schema_version", "payload", "headers")
-
-
-def _rows(source: str, query: sa.Select[Any]) -> list[sa.Row[Any]]:
-    database = ConnectionManager.get(source)
-    with database.mapped_errors(), database.autocommit.connect() as connection:
-        return list(connection.execute(query))

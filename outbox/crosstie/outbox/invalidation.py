@@ -1,8 +1,8 @@
 """Word of changed rows on its way to the cache in Redis, over a route of its own.
 
 The event holds names and keys, and is written in the transaction that changes the rows. It belongs to no saga: whatever
-a saga decides, forgetting a row is never wrong, and an undo tells of its own writes. Taking it twice does no harm
-either, so the target keeps no record of what it has taken.
+a saga decides, forgetting a row is never wrong, and an undo or a redo tells of its own writes. Taking it twice does no
+harm either, so the target keeps no record of what it has taken.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from crosstie.outbox.errors import CacheUnrouted, DeliveryFailed, TargetFailed
 from crosstie.outbox.insertion import insert_events
 from crosstie.outbox.lane import Lease
 
-__all__ = ["ROUTE", "CacheTarget", "tell_of_undo", "wanted_types"]
+__all__ = ["ROUTE", "CacheTarget", "tell_of_tables", "wanted_types"]
 
 ROUTE: Final = "crosstie.cache"
 
@@ -39,8 +39,8 @@ def wanted_types(source: str) -> list[str]:
     return [_type(table) for table in cached_tables(source)] if outage.is_configured() else []
 
 
-def tell_of_undo(tx: LocalTransaction, tables: Collection[str]) -> None:
-    """Tell that rows of these tables are written by an undo, which knows no models; nothing where none is cached."""
+def tell_of_tables(tx: LocalTransaction, tables: Collection[str]) -> None:
+    """Tell that rows of these tables are written from images, without their models; nothing where none is cached."""
     changed: dict[str, TableKeys] = {table: None for table in tables if _insert(tx, table, None)}
     if changed and outage.is_configured():
         tx.after_commit(partial(forget_at_once, tx.database.name, changed))
@@ -89,7 +89,7 @@ def _insert(tx: LocalTransaction, table: str, keys: TableKeys) -> bool:
     uid = str(uuid4())
     event = Envelope(uid, uid, _type(table), 1, _payload(tx.database.name, table, keys), _HEADERS)
     with tx.mapped_errors(), tx.internal():
-        routes = insert_events(tx.connection, [event], want_routes=True)
+        routes = insert_events(tx.connection, [event], want_routes=True).routes
     if ROUTE in routes and doorbell.is_heard():
         tx.after_commit(partial(doorbell.ring, tx.database.name, ROUTE))
     return ROUTE in routes
@@ -108,17 +108,14 @@ def _type(table: str) -> str:
 
 
 def _down(reason: str) -> TargetFailed:
-    failed = TargetFailed(f"route {ROUTE!r}: {reason}")
-    failed.whole_route = True
-    return failed
+    return TargetFailed(f"route {ROUTE!r}: {reason}", whole_route=True)
 
 
 def _unreadable(position: int, row: OutboxRow) -> DeliveryFailed:
-    failed = DeliveryFailed(
-        f"event {row.id} of type {row.type!r} (uid {row.uid}) names no table and keys: nothing of crosstie wrote it."
+    return DeliveryFailed(
+        f"event {row.id} of type {row.type!r} (uid {row.uid}) names no table and keys: nothing of crosstie wrote it.",
+        position=position,
     )
-    failed.position = position
-    return failed
 
 
 carry_changes_with(_carry)

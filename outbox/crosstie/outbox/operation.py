@@ -108,9 +108,7 @@ def owned_lanes(source: str, route: str) -> int:
 
 def routes_of(source: str) -> list[str]:
     """The routes that have lanes here, by name. Raises DatabaseUnavailable, NoSuchTable."""
-    database = ConnectionManager.get(source)
-    with database.mapped_errors(), database.autocommit.connect() as connection:
-        return sorted(connection.execute(sa.select(lanes.c.route).distinct()).scalars())
+    return sorted(row.route for row in ConnectionManager.get(source).rows(sa.select(lanes.c.route).distinct()))
 
 
 def resume(source: str, route: str) -> None:

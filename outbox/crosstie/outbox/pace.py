@@ -13,7 +13,7 @@ REACTION: Final = 2.0
 
 
 class Pace:
-    """The size of a lane's next batch, between 50 and `largest`.
+    """The size of a route's next batch, between 50 and `largest`.
 
     It begins with 250, doubles while full batches take less than `target_s`, and shrinks where they take longer: what
     is begun must be finished before anybody else may take the lane. Bisecting takes it down to one.

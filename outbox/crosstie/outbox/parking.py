@@ -30,6 +30,10 @@ FIRST_RETRY_S: Final = 1.0
 LONGEST_RETRY_S: Final = 600.0
 UNDEPLOYED_RETRY_S: Final = 60.0
 PASSING_RETRY_S: Final = 5.0
+DEADLY_ATTEMPTS: Final = 3
+"""Each costs a worker or more."""
+DEADLY_RETRY_S: Final = 60.0
+"""After the first; it may have been something else that killed, and then its key shall not wait for long."""
 CHUNK: Final = 500
 KEYS_AT_ONCE: Final = 200
 BLOCKING: Final = (*DUE, "dead")
@@ -61,22 +65,28 @@ class Blame:
     attempts: int
     delay_s: float
     error: str
+    deaths: int = 0
 
 
 def judge(row: OutboxRow, failure: OutboxError, *, limit: int, jitter: float) -> Blame:
     """Decide about an event that has failed: again 1 s · 2ⁿ later, at most 600 s, and `limit` times in all.
 
-    Code that this worker lacks, and what passes by itself, are no failures of the event; it never dies of them.
+    Code that this worker lacks, and what passes by itself, are no failures of the event; it never dies of them. One
+    that kills workers is tried again after 60 s and after 600 s, and no more.
     """
     error = str(failure)
     if isinstance(failure, DeliveryFailed) and failure.undeployed:
-        return Blame(row, "undeployed", row.attempts, UNDEPLOYED_RETRY_S, error)
+        return Blame(row, "undeployed", row.attempts, UNDEPLOYED_RETRY_S, error, row.deaths)
     if isinstance(failure, DeliveryFailed) and failure.passing:
-        return Blame(row, "failing", row.attempts, PASSING_RETRY_S, error)
-    if row.attempts + 1 >= limit:
-        return Blame(row, "dead", row.attempts + 1, 0.0, error)
+        return Blame(row, "failing", row.attempts, PASSING_RETRY_S, error, row.deaths)
+    deadly = failure.deaths if isinstance(failure, DeliveryFailed) else 0
+    deaths = row.deaths + deadly
+    if row.attempts + 1 >= (min(limit, DEADLY_ATTEMPTS) if deadly else limit):
+        return Blame(row, "dead", row.attempts + 1, 0.0, error, deaths)
     delay_s = min(LONGEST_RETRY_S, FIRST_RETRY_S * 2.0 ** min(row.attempts, 16)) * (1 - jitter / 2)
-    return Blame(row, "failing", row.attempts + 1, delay_s, error)
+    if deadly:
+        delay_s = LONGEST_RETRY_S if row.deaths else DEADLY_RETRY_S
+    return Blame(row, "failing", row.attempts + 1, delay_s, error, deaths)
 
 
 def look(source: Database, lease: Lease) -> Heads:
@@ -120,6 +130,7 @@ _OF_KEYS: Final = (
         sa.null().label("home"),
         (now_ms() - parked.c.created_at_ms).label("age_ms"),
         parked.c.attempts,
+        parked.c.deaths,
     )
     .where(_MINE, parked.c.key.in_(sa.bindparam("keys", expanding=True)), parked.c.state != "skipped")
     .where(not_paused(sa.bindparam("route"), sa.bindparam("lane")))
@@ -136,7 +147,7 @@ def park(connection: sa.Connection, lease: Lease, rows: Collection[OutboxRow], b
 
     Copied by the database: an event that is gone by now, whoever deleted it, does not come back.
     """
-    added = {"state": "behind", "attempts": 0, "next_at_ms": 0, "error": ""}
+    added = {"state": "behind", "attempts": 0, "next_at_ms": 0, "error": "", "deaths": 0}
     for part in _parts(sorted(row.id for row in rows)):
         copied = sa.select(
             *(outbox.c[name] for name in _COPIED), *(sa.literal(value) for value in added.values()), now_ms()
@@ -161,6 +172,7 @@ def note(connection: sa.Connection, lease: Lease, blame: Blame | None) -> None:
             attempts=blame.attempts,
             next_at_ms=now_ms() + int(blame.delay_s * 1000),
             error=blame.error,
+            deaths=blame.deaths,
         )
     )
     _settle(connection, lease, {row.key})

@@ -7,7 +7,7 @@ statement for all of them is the cheapest there is.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Final
 
@@ -27,10 +27,14 @@ from crosstie.outbox.notification import announce
 from crosstie.outbox.tables import route
 from crosstie.outbox.trace_context import traced
 
-__all__ = ["enqueue", "publish", "publish_event"]
+__all__ = ["KEPT", "SAGA_EVENTS", "enqueue", "enqueue_envelopes", "publish", "publish_event"]
 
 EVENTS: Final = "outbox.events"
 SAGA_ID: Final = "outbox.saga_id"
+SAGA_EVENTS: Final = "outbox.saga_events"
+"""For each writing of a branch's events their places, or None where the server does not tell them."""
+KEPT: Final = "outbox.kept"
+"""The envelopes that were written, in a transaction that has this ledger from the start."""
 _TOUCH: Final = sa.select(route.c.lanes).where(route.c.route == "")
 
 
@@ -89,8 +93,12 @@ def enqueue(tx: LocalTransaction, events: Iterable[Event]) -> None:
     Raises EventInvalid.
     """
     envelopes = [Envelope.of(event) for event in events]
-    if not envelopes:
-        return
+    if envelopes:
+        enqueue_envelopes(tx, envelopes)
+
+
+def enqueue_envelopes(tx: LocalTransaction, envelopes: Sequence[Envelope]) -> None:
+    """The same for events that have been published before."""
     first = not tx.written
     tx.mark_written()
     if first and tx.depth:
@@ -108,11 +116,16 @@ def _write(tx: LocalTransaction) -> None:
     waiting = tx.ledger(EVENTS)
     envelopes = list(waiting)
     waiting.clear()
+    if KEPT in tx.ledgers:
+        tx.ledger(KEPT).extend(envelopes)
     saga_id = next(iter(tx.ledgers.get(SAGA_ID, ())), None)
     with tx.mapped_errors(), tx.internal():
-        routes = insert_events(tx.connection, envelopes, saga_id=saga_id, want_routes=doorbell.is_heard(), own=True)
-        announce(tx.connection)
-    for name in sorted(routes):
+        written = insert_events(tx.connection, envelopes, saga_id=saga_id, want_routes=doorbell.is_heard(), own=True)
+        if tx.notifies:
+            announce(tx.connection)
+    if saga_id is not None:
+        tx.ledger(SAGA_EVENTS).append(written.places)
+    for name in sorted(written.routes) if doorbell.is_heard() else ():
         tx.after_commit(partial(doorbell.ring, tx.database.name, name))
 
 

@@ -20,17 +20,23 @@ from crosstie.outbox.migrations.lock import alone
 
 __all__ = [
     "METADATA",
+    "audit_chunk",
     "audit_run",
     "create_tables",
     "drop_tables",
+    "effect",
     "finding",
     "has_tables",
     "inbox",
     "lane",
     "outbox",
     "parked",
+    "quarantine",
     "route",
+    "run",
+    "run_step",
     "saga",
+    "saga_lock",
     "schema",
     "tables_for",
     "tick",
@@ -65,6 +71,7 @@ saga: Final = sa.Table(
     sa.Column("name", sa.String(200), nullable=False),
     sa.Column("home", Name, nullable=False),
     sa.Column("participants", LongText, nullable=False),
+    sa.Column("mode", sa.String(12), nullable=False, server_default="backward"),
     sa.Column("undo_log", LongText, nullable=False),
     sa.Column("created_at_ms", sa.BigInteger, nullable=False, default=now_ms()),
     sa.Column("updated_at_ms", sa.BigInteger, nullable=False, default=now_ms()),
@@ -73,12 +80,52 @@ saga: Final = sa.Table(
     sa.Column("attempts", sa.Integer, nullable=False, default=0),
     sa.Column("quarantine", LongText),
     _state_check("role", "home", "branch", name="crosstie_saga_role"),
+    _state_check("mode", "backward", "two_phase", "forward", name="crosstie_saga_mode"),
     sa.CheckConstraint(
-        "(role = 'home' AND state IN ('committed', 'aborted', 'finished'))"
+        "(role = 'home' AND state IN ('owed', 'committed', 'aborted', 'finished'))"
         " OR (role = 'branch' AND state IN ('applied', 'refused', 'undone', 'done'))",
         name="crosstie_saga_state",
     ),
     sa.Index("crosstie_saga_due", "state", "expires_at_ms"),
+    **_MYSQL,
+)
+
+effect: Final = sa.Table(
+    "crosstie_effect",
+    METADATA,
+    # In the home of its saga, so that one transaction decides over both.
+    sa.Column("saga_id", sa.String(36), primary_key=True),
+    sa.Column("step", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("home", Name, nullable=False),
+    sa.Column("saga_name", sa.String(200), nullable=False),
+    sa.Column("compensation", sa.String(200), nullable=False),
+    sa.Column("arguments", LongText, nullable=False),
+    sa.Column("state", sa.String(12), nullable=False, default="open"),
+    sa.Column("epoch", sa.BigInteger, nullable=False, default=0),
+    sa.Column("attempts", sa.Integer, nullable=False, default=0),
+    sa.Column("created_at_ms", sa.BigInteger, nullable=False, default=now_ms()),
+    sa.Column("updated_at_ms", sa.BigInteger, nullable=False, default=now_ms()),
+    sa.Column("expires_at_ms", sa.BigInteger, nullable=False),
+    sa.Column("next_at_ms", sa.BigInteger, nullable=False, default=0),
+    sa.Column("lease_until_ms", sa.BigInteger, nullable=False, default=0),
+    sa.Column("error", LongText),
+    _state_check(
+        "state", "open", "settled", "due", "quarantined", "compensated", "skipped", name="crosstie_effect_state"
+    ),
+    sa.Index("crosstie_effect_due", "state", "next_at_ms"),
+    **_MYSQL,
+)
+
+
+saga_lock: Final = sa.Table(
+    "crosstie_saga_lock",
+    METADATA,
+    sa.Column("table_name", sa.String(200), primary_key=True),
+    sa.Column("row_key", sa.String(400), primary_key=True),
+    sa.Column("saga_id", sa.String(36), nullable=False),
+    sa.Column("participant", Name, nullable=False),
+    sa.Column("created_at_ms", sa.BigInteger, nullable=False, default=now_ms()),
+    sa.Index("crosstie_saga_lock_owner", "saga_id", "participant"),
     **_MYSQL,
 )
 
@@ -138,10 +185,19 @@ lane: Final = sa.Table(
     sa.Column("epoch", sa.BigInteger, nullable=False, default=0),
     sa.Column("owner", sa.String(120), nullable=False, default=""),
     sa.Column("lease_until_ms", sa.BigInteger, nullable=False, default=0),
+    # Given back by its last owner with everything acknowledged that this owner had applied.
+    sa.Column("settled", sa.Integer, nullable=False, default=0),
+    # No event with this id or a smaller one is in the lane, nor ever will be (horizon.py); 0 where nobody knows.
+    sa.Column("emptied_to", sa.BigInteger, nullable=False, default=0),
     sa.Column("ready_at_ms", sa.BigInteger, nullable=False, default=0),
     sa.Column("failures", sa.Integer, nullable=False, default=0),
     sa.Column("last_error", LongText),
     sa.Column("paused_at_ms", sa.BigInteger),
+    # Owners in a row that let their lease run out without having acknowledged anything, the event that was noted before
+    # it was tried alone, and up to which one events may be to blame.
+    sa.Column("deaths", sa.Integer, nullable=False, default=0),
+    sa.Column("trying", sa.BigInteger),
+    sa.Column("suspects_to", sa.BigInteger),
     **_MYSQL,
     postgresql_with={"fillfactor": 50},
 )
@@ -158,6 +214,8 @@ parked: Final = sa.Table(
     sa.Column("next_at_ms", sa.BigInteger, nullable=False, default=0),
     sa.Column("parked_at_ms", sa.BigInteger, nullable=False, default=now_ms()),
     sa.Column("error", LongText, nullable=False),
+    # Workers that died while they applied it.
+    sa.Column("deaths", sa.Integer, nullable=False, default=0),
     _state_check("state", "failing", "undeployed", "dead", "skipped", "behind", name="crosstie_parked_state"),
     sa.Index("crosstie_parked_due", "route", "lane", "state", "next_at_ms"),
     sa.Index("crosstie_parked_key", "route", "lane", "key", "id"),
@@ -181,6 +239,52 @@ inbox: Final = sa.Table(
     sa.Column("lane", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("epoch", sa.BigInteger, nullable=False, default=0),
     sa.Column("ids", LongText, nullable=False),
+    sa.Column("used_at_ms", sa.BigInteger, nullable=False, default=now_ms(), onupdate=now_ms()),
+    **_MYSQL,
+)
+
+run: Final = sa.Table(
+    "crosstie_run",
+    METADATA,
+    sa.Column("run_id", sa.String(36), primary_key=True),
+    sa.Column("name", sa.String(200), nullable=False),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("status", sa.String(12), nullable=False),
+    sa.Column("data", LongText, nullable=False),
+    sa.Column("signals", LongText, nullable=False),
+    sa.Column("saga_id", sa.String(36)),
+    sa.Column("deadline_ms", sa.BigInteger),
+    sa.Column("error", LongText),
+    sa.Column("created_at_ms", sa.BigInteger, nullable=False),
+    sa.Column("updated_at_ms", sa.BigInteger, nullable=False),
+    _state_check("status", "running", "compensating", "done", "compensated", name="crosstie_run_status"),
+    sa.Index("crosstie_run_ended", "status", "updated_at_ms"),
+    **_MYSQL,
+)
+
+run_step: Final = sa.Table(
+    "crosstie_run_step",
+    METADATA,
+    sa.Column("run_id", sa.String(36), primary_key=True),
+    sa.Column("step", sa.String(120), primary_key=True),
+    sa.Column("state", sa.String(12), nullable=False),
+    sa.Column("waits_for", sa.String(120)),
+    sa.Column("delay_ms", sa.BigInteger, nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("failures", sa.Integer, nullable=False),
+    sa.Column("unfinished", sa.Integer, nullable=False),
+    sa.Column("epoch", sa.BigInteger, nullable=False),
+    sa.Column("owner", sa.String(120), nullable=False),
+    sa.Column("lease_until_ms", sa.BigInteger, nullable=False),
+    sa.Column("next_at_ms", sa.BigInteger, nullable=False),
+    sa.Column("became_due_at_ms", sa.BigInteger, nullable=False),
+    sa.Column("error", LongText),
+    _state_check(
+        "state",
+        *("ready", "waiting", "done", "failed", "undo", "undone", "quarantined"),
+        name="crosstie_run_step_state",
+    ),
+    sa.Index("crosstie_run_step_due", "state", "next_at_ms"),
     **_MYSQL,
 )
 
@@ -207,7 +311,30 @@ audit_run: Final = sa.Table(
     sa.Column("rows_checked", sa.BigInteger, nullable=False, default=0),
     sa.Column("findings", sa.BigInteger, nullable=False, default=0),
     sa.Column("detail", LongText),
+    sa.Column("epoch", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("owner", sa.String(120), nullable=False, server_default=""),
+    sa.Column("lease_until_ms", sa.BigInteger, nullable=False, server_default="0"),
     _state_check("state", "running", "ok", "findings", "incomplete", name="crosstie_audit_run_state"),
+    **_MYSQL,
+)
+
+audit_chunk: Final = sa.Table(
+    "crosstie_audit_chunk",
+    METADATA,
+    # A range of keys of a run: its result and the rest that is left of it are written by one transaction.
+    sa.Column("run_id", sa.String(36), primary_key=True),
+    sa.Column("reference", sa.String(400), primary_key=True),
+    sa.Column("chunk_id", sa.String(36), primary_key=True),
+    sa.Column("lo", LongText, nullable=False),
+    sa.Column("hi", LongText, nullable=False),
+    sa.Column("state", sa.String(12), nullable=False),
+    sa.Column("epoch", sa.BigInteger, nullable=False, default=0),
+    sa.Column("owner", sa.String(120), nullable=False, default=""),
+    sa.Column("lease_until_ms", sa.BigInteger, nullable=False, default=0),
+    sa.Column("attempts", sa.Integer, nullable=False, default=0),
+    sa.Column("keys_checked", sa.BigInteger, nullable=False, default=0),
+    sa.Column("result", LongText),
+    _state_check("state", "ready", "done", name="crosstie_audit_chunk_state"),
     **_MYSQL,
 )
 
@@ -220,6 +347,27 @@ finding: Final = sa.Table(
     sa.Column("parent_key", sa.String(400), nullable=False),
     sa.Column("kind", sa.String(20), nullable=False, default="orphan"),
     sa.Column("found_at_ms", sa.BigInteger, nullable=False, default=now_ms()),
+    **_MYSQL,
+)
+
+quarantine: Final = sa.Table(
+    "crosstie_quarantine",
+    METADATA,
+    # What a repair has taken out of a row or out of its table, in the transaction that took it.
+    sa.Column("repair_id", sa.String(36), primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("reference", sa.String(400), nullable=False),
+    sa.Column("policy", sa.String(12), nullable=False),
+    sa.Column("child_key", LongText, nullable=False),
+    sa.Column("parent_key", LongText, nullable=False),
+    sa.Column("image", LongText),
+    sa.Column("undo_log", LongText, nullable=False),
+    sa.Column("notes", LongText, nullable=False),
+    sa.Column("state", sa.String(12), nullable=False, default="repaired"),
+    sa.Column("repaired_at_ms", sa.BigInteger, nullable=False, default=now_ms()),
+    sa.Column("restored_at_ms", sa.BigInteger),
+    sa.Column("error", LongText),
+    _state_check("state", "repaired", "restored", name="crosstie_quarantine_state"),
     **_MYSQL,
 )
 

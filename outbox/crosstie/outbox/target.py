@@ -25,7 +25,7 @@ from crosstie.outbox.batch import OutboxRow
 from crosstie.outbox.brokers.forwarding import destination_of
 from crosstie.outbox.brokers.target import BrokerTarget
 from crosstie.outbox.delivery import deliver, target_transaction
-from crosstie.outbox.errors import BatchRefused, DeliveryFailed, InboxMissing, LeaseLost, TargetFailed
+from crosstie.outbox.errors import BatchRefused, DeliveryFailed, InboxMissing, LeaseLost, TargetFailed, Unrouted
 from crosstie.outbox.invalidation import ROUTE as CACHE
 from crosstie.outbox.invalidation import CacheTarget
 from crosstie.outbox.lane import Lease
@@ -45,7 +45,10 @@ class Target(Protocol):
         """
 
     def apply(self, lease: Lease, rows: Sequence[OutboxRow]) -> frozenset[int]:
-        """Apply all of these events or none; returns the ids of those that had been applied before.
+        """Apply all of these events or none; returns the ids of events that an earlier owner may not have acknowledged.
+
+        That one has applied them, so they are not applied again. The first batch of an owner that has not entered
+        enters by being applied; a later one returns nothing.
 
         Raises DeliveryFailed for the event at a position, BatchRefused where it is not known which event is to blame,
         LeaseLost, CommitInDoubt, and TargetFailed, whose `taken` says how many of the first events went all the same.
@@ -65,32 +68,49 @@ class DatabaseTarget:
 
     def __init__(self, route: str) -> None:
         self._route = route
+        self._entered = False
 
     def enter(self, lease: Lease) -> frozenset[int]:
         """See Target."""
         with self._errors(TargetFailed):
             try:
-                return self._lock_out(lease)
+                applied = self._lock_out(lease)
             except InboxMissing:
                 inbox.create(ConnectionManager.get(self._route), lease)
-                return self._lock_out(lease)
+                applied = self._lock_out(lease)
+        self._entered = True
+        return applied
 
     def _lock_out(self, lease: Lease) -> frozenset[int]:
         with detached_transaction(self._route) as tx:
-            applied = inbox.lock(tx, lease)
+            applied = inbox.lock(tx, lease).ids
             inbox.store(tx, lease)
         return applied
 
     def apply(self, lease: Lease, rows: Sequence[OutboxRow]) -> frozenset[int]:
         """See Target."""
-        ids = frozenset(row.id for row in rows)
+        try:
+            inherited = self._take(lease, rows)
+        except InboxMissing:
+            if self._entered:
+                raise
+            with self._errors(TargetFailed):
+                inbox.create(ConnectionManager.get(self._route), lease)
+            inherited = self._take(lease, rows)
+        self._entered = True
+        return inherited
+
+    def _take(self, lease: Lease, rows: Sequence[OutboxRow]) -> frozenset[int]:
         with self._errors(BatchRefused), target_transaction(self._route) as tx:
-            known = inbox.lock(tx, lease)
-            deliver(tx, self._route, rows, skip=known)
+            with self._errors(TargetFailed):
+                memory = inbox.lock(tx, lease)
+            inherited = frozenset() if self._entered else _to_inherit(memory, lease)
+            deliver(tx, self._route, rows, skip=inherited)
             self._run_hooks(tx)
-            inbox.store(tx, lease, ids)
+            # What another crash would make the next owner apply again, if it were forgotten here.
+            inbox.store(tx, lease, inherited.union(row.id for row in rows))
             fault_point("relay.applied")
-        return known
+        return inherited
 
     def _run_hooks(self, tx: LocalTransaction) -> None:
         """What was put off until the commit runs for all events together, so nobody knows whose it is."""
@@ -116,10 +136,19 @@ class DatabaseTarget:
         except CrosstieError as error:
             whole_route = isinstance(error, DatabaseUnavailable | UnknownConnection | NoSuchTable)
             # The other errors may quote values in the database's words.
-            quotable = whole_route or isinstance(error, DeadlockDetected | LockTimeout)
+            quotable = whole_route or isinstance(error, DeadlockDetected | LockTimeout | Unrouted)
             reason = str(error) if quotable else f"{type(error).__name__} ({error.code}); see the log"
-            failed = (TargetFailed if quotable else lasting)(f"route {self._route!r}: {reason}")
-            failed.whole_route = whole_route
             if not quotable:
                 logger.warning("route %r: the target refused a batch", self._route, exc_info=error)
-            raise failed from error
+            kind = TargetFailed if quotable else lasting
+            raise kind(f"route {self._route!r}: {reason}", whole_route=whole_route) from error
+
+
+def _to_inherit(memory: inbox.Memory, lease: Lease) -> frozenset[int]:
+    """What an earlier owner has applied and may not have acknowledged.
+
+    Nothing where the owner before has said so, in giving the lane back, and nobody has applied anything since: one that
+    was never shut out of the target may still have, until now.
+    """
+    settled = lease.settled and memory.epoch == lease.epoch - 1
+    return frozenset() if settled else memory.ids

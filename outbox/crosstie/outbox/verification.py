@@ -44,24 +44,24 @@ def verify(source: str) -> list[Problem]:
 
 
 def _of_tables(source: str) -> Iterator[Problem]:
-    for row in _rows(source, _LANES_MISSING):
+    for row in ConnectionManager.get(source).rows(_LANES_MISSING):
         message = (
             f"route {row.route!r} has {row.present} of its {row.lanes} lanes: events of the others are never found"
         )
         yield Problem(source, "lanes-missing", f"{message}. Run `crosstie init`.")
     for table in (outbox, parked):
-        for row in _rows(source, _without_lane(table)):
+        for row in ConnectionManager.get(source).rows(_without_lane(table)):
             message = f"events in {table.name} belong to lane {row.lane} of route {row.route!r}, which does not exist"
             yield Problem(source, "no-lane", f"{message}: nobody delivers them. Run `crosstie init`.")
-    for row in _rows(source, _TWICE):
+    for row in ConnectionManager.get(source).rows(_TWICE):
         message = f"event {row.id} of route {row.route!r} is parked and in the outbox"
         yield Problem(source, "parked-and-waiting", f"{message}: somebody else wrote to one of the tables.")
-    for row in _rows(source, _HEADLESS):
+    for row in ConnectionManager.get(source).rows(_HEADLESS):
         message = f"the parked event {row.first} of route {row.route!r} stands behind another, which is gone"
         yield Problem(
             source, "no-head", f"{message}: nobody tries it. `crosstie outbox redrive --id {row.first}` does."
         )
-    for row in _rows(source, _EXPIRED):
+    for row in ConnectionManager.get(source).rows(_EXPIRED):
         message = f"the lease of {row.owner!r} on lane {row.lane} of route {row.route!r}, which has events, ran out"
         ago_s = int(row.expired_ms) // 1000
         yield Problem(source, "lease-expired", f"{message} {ago_s} s ago: no worker sweeps this database.")
@@ -69,7 +69,8 @@ def _of_tables(source: str) -> Iterator[Problem]:
 
 def _of_targets(source: str) -> Iterator[Problem]:
     known: dict[str, dict[tuple[str, int], int]] = {}
-    for row in _rows(source, sa.select(lanes.c.route, lanes.c.lane, lanes.c.origin, lanes.c.epoch)):
+    query = sa.select(lanes.c.route, lanes.c.lane, lanes.c.origin, lanes.c.epoch)
+    for row in ConnectionManager.get(source).rows(query):
         known.setdefault(row.route, {})[(row.origin, row.lane)] = row.epoch
     for route, epochs in known.items():
         if not isinstance(target_of(route), DatabaseTarget):
@@ -78,11 +79,13 @@ def _of_targets(source: str) -> Iterator[Problem]:
             inbox.c.route == route, inbox.c.origin.in_({origin for origin, _ in epochs})
         )
         try:
-            ahead = [row for row in _rows(route, query) if row.epoch > epochs.get((row.origin, row.lane), row.epoch)]
+            found = ConnectionManager.get(route).rows(query)
         except CrosstieError as error:
             yield Problem(source, "target-unchecked", f"route {route!r}: {error}", checked=False)
             continue
-        for row in ahead:
+        for row in found:
+            if row.epoch <= epochs.get((row.origin, row.lane), row.epoch):
+                continue
             yield Problem(
                 source,
                 "inbox-ahead",
@@ -93,7 +96,7 @@ def _of_targets(source: str) -> Iterator[Problem]:
 
 def _of_sagas(source: str) -> Iterator[Problem]:
     undecided: dict[str, set[str]] = {}
-    for row in _rows(source, _UNDECIDED):
+    for row in ConnectionManager.get(source).rows(_UNDECIDED):
         undecided.setdefault(row.home, set()).add(row.saga_id)
     for home, saga_ids in undecided.items():
         try:
@@ -108,12 +111,6 @@ def _of_sagas(source: str) -> Iterator[Problem]:
                 f"events wait for saga {saga_id}, whose home {home!r} has no record of it though it expired long ago: "
                 "no worker finishes sagas, or the record was deleted.",
             )
-
-
-def _rows(name: str, query: sa.Select[Any]) -> list[sa.Row[Any]]:
-    database = ConnectionManager.get(name)
-    with database.mapped_errors(), database.autocommit.connect() as connection:
-        return list(connection.execute(query))
 
 
 def _without_lane(table: sa.Table) -> sa.Select[Any]:

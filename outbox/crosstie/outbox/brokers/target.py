@@ -91,15 +91,11 @@ class BrokerTarget:
         return Message(row.uid, row.type, row.key, body)
 
     def _refused(self, position: int, row: OutboxRow, reason: str) -> DeliveryFailed:
-        failed = DeliveryFailed(
+        return DeliveryFailed(
             f"event {row.id} of type {row.type!r} (uid {row.uid}) could not be published by route "
-            f"{self._destination.route!r}: {reason}"
+            f"{self._destination.route!r}: {reason}",
+            position=position,
         )
-        failed.position = position
-        return failed
 
     def _failed(self, reason: str, *, taken: int) -> TargetFailed:
-        failed = TargetFailed(f"route {self._destination.route!r}: {reason}")
-        failed.whole_route = True
-        failed.taken = taken
-        return failed
+        return TargetFailed(f"route {self._destination.route!r}: {reason}", whole_route=True, taken=taken)

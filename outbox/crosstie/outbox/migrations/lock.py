@@ -19,7 +19,8 @@ WAIT_S: Final = 60
 def alone(connection: sa.Connection) -> Iterator[None]:
     """Keep other processes from changing at the same time; IF NOT EXISTS does not save the loser from an error.
 
-    May be nested. On PostgreSQL the lock lasts until the caller's transaction ends. Raises LockTimeout.
+    May be nested. On PostgreSQL the lock lasts until the caller's transaction ends; on MySQL and MariaDB, where DDL has
+    committed anyway, the rest is committed before it is given back. Raises LockTimeout.
     """
     if connection.dialect.name == "sqlite":
         yield  # the transaction has the database to itself
@@ -36,5 +37,8 @@ def alone(connection: sa.Connection) -> Iterator[None]:
             )
         try:
             yield
+            # Else the next process would find the tables made and the note of their version not yet there. SQLAlchemy
+            # must not end its transaction, which may be the caller's block.
+            connection.exec_driver_sql("COMMIT")
         finally:
             connection.execute(sa.select(sa.func.release_lock(name)))

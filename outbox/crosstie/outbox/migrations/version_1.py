@@ -42,6 +42,7 @@ _saga: Final = sa.Table(
     sa.Column("name", sa.String(200), nullable=False),
     sa.Column("home", _NAME, nullable=False),
     sa.Column("participants", _LONG, nullable=False),
+    sa.Column("mode", sa.String(12), nullable=False, server_default="backward"),
     sa.Column("undo_log", _LONG, nullable=False),
     sa.Column("created_at_ms", sa.BigInteger, nullable=False),
     sa.Column("updated_at_ms", sa.BigInteger, nullable=False),
@@ -50,12 +51,51 @@ _saga: Final = sa.Table(
     sa.Column("attempts", sa.Integer, nullable=False),
     sa.Column("quarantine", _LONG),
     _state_check("role", "home", "branch", name="crosstie_saga_role"),
+    _state_check("mode", "backward", "two_phase", "forward", name="crosstie_saga_mode"),
     sa.CheckConstraint(
-        "(role = 'home' AND state IN ('committed', 'aborted', 'finished'))"
+        "(role = 'home' AND state IN ('owed', 'committed', 'aborted', 'finished'))"
         " OR (role = 'branch' AND state IN ('applied', 'refused', 'undone', 'done'))",
         name="crosstie_saga_state",
     ),
     sa.Index("crosstie_saga_due", "state", "expires_at_ms"),
+    **_MYSQL,
+)
+
+_effect: Final = sa.Table(
+    "crosstie_effect",
+    _METADATA,
+    sa.Column("saga_id", sa.String(36), primary_key=True),
+    sa.Column("step", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("home", _NAME, nullable=False),
+    sa.Column("saga_name", sa.String(200), nullable=False),
+    sa.Column("compensation", sa.String(200), nullable=False),
+    sa.Column("arguments", _LONG, nullable=False),
+    sa.Column("state", sa.String(12), nullable=False),
+    sa.Column("epoch", sa.BigInteger, nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("created_at_ms", sa.BigInteger, nullable=False),
+    sa.Column("updated_at_ms", sa.BigInteger, nullable=False),
+    sa.Column("expires_at_ms", sa.BigInteger, nullable=False),
+    sa.Column("next_at_ms", sa.BigInteger, nullable=False),
+    sa.Column("lease_until_ms", sa.BigInteger, nullable=False),
+    sa.Column("error", _LONG),
+    _state_check(
+        "state", "open", "settled", "due", "quarantined", "compensated", "skipped", name="crosstie_effect_state"
+    ),
+    sa.Index("crosstie_effect_due", "state", "next_at_ms"),
+    **_MYSQL,
+)
+
+
+sa.Table(
+    "crosstie_saga_lock",
+    _METADATA,
+    sa.Column("table_name", sa.String(200), primary_key=True),
+    sa.Column("row_key", sa.String(400), primary_key=True),
+    sa.Column("saga_id", sa.String(36), nullable=False),
+    sa.Column("participant", _NAME, nullable=False),
+    sa.Column("created_at_ms", sa.BigInteger, nullable=False),
+    sa.Index("crosstie_saga_lock_owner", "saga_id", "participant"),
     **_MYSQL,
 )
 
@@ -111,10 +151,15 @@ sa.Table(
     sa.Column("epoch", sa.BigInteger, nullable=False),
     sa.Column("owner", sa.String(120), nullable=False),
     sa.Column("lease_until_ms", sa.BigInteger, nullable=False),
+    sa.Column("settled", sa.Integer, nullable=False, default=0),
+    sa.Column("emptied_to", sa.BigInteger, nullable=False, default=0),
     sa.Column("ready_at_ms", sa.BigInteger, nullable=False),
     sa.Column("failures", sa.Integer, nullable=False),
     sa.Column("last_error", _LONG),
     sa.Column("paused_at_ms", sa.BigInteger),
+    sa.Column("deaths", sa.Integer, nullable=False, default=0),
+    sa.Column("trying", sa.BigInteger),
+    sa.Column("suspects_to", sa.BigInteger),
     **_MYSQL,
     postgresql_with={"fillfactor": 50},
 )
@@ -131,6 +176,7 @@ _parked: Final = sa.Table(
     sa.Column("next_at_ms", sa.BigInteger, nullable=False),
     sa.Column("parked_at_ms", sa.BigInteger, nullable=False),
     sa.Column("error", _LONG, nullable=False),
+    sa.Column("deaths", sa.Integer, nullable=False, default=0),
     _state_check("state", "failing", "undeployed", "dead", "skipped", "behind", name="crosstie_parked_state"),
     sa.Index("crosstie_parked_due", "route", "lane", "state", "next_at_ms"),
     sa.Index("crosstie_parked_key", "route", "lane", "key", "id"),
@@ -154,6 +200,7 @@ sa.Table(
     sa.Column("lane", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("epoch", sa.BigInteger, nullable=False),
     sa.Column("ids", _LONG, nullable=False),
+    sa.Column("used_at_ms", sa.BigInteger, nullable=False),
     **_MYSQL,
 )
 
@@ -169,6 +216,51 @@ sa.Table(
     **_MYSQL,
 )
 
+_run: Final = sa.Table(
+    "crosstie_run",
+    _METADATA,
+    sa.Column("run_id", sa.String(36), primary_key=True),
+    sa.Column("name", sa.String(200), nullable=False),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("status", sa.String(12), nullable=False),
+    sa.Column("data", _LONG, nullable=False),
+    sa.Column("signals", _LONG, nullable=False),
+    sa.Column("saga_id", sa.String(36)),
+    sa.Column("deadline_ms", sa.BigInteger),
+    sa.Column("error", _LONG),
+    sa.Column("created_at_ms", sa.BigInteger, nullable=False),
+    sa.Column("updated_at_ms", sa.BigInteger, nullable=False),
+    _state_check("status", "running", "compensating", "done", "compensated", name="crosstie_run_status"),
+    sa.Index("crosstie_run_ended", "status", "updated_at_ms"),
+    **_MYSQL,
+)
+
+sa.Table(
+    "crosstie_run_step",
+    _METADATA,
+    sa.Column("run_id", sa.String(36), primary_key=True),
+    sa.Column("step", sa.String(120), primary_key=True),
+    sa.Column("state", sa.String(12), nullable=False),
+    sa.Column("waits_for", sa.String(120)),
+    sa.Column("delay_ms", sa.BigInteger, nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("failures", sa.Integer, nullable=False),
+    sa.Column("unfinished", sa.Integer, nullable=False),
+    sa.Column("epoch", sa.BigInteger, nullable=False),
+    sa.Column("owner", sa.String(120), nullable=False),
+    sa.Column("lease_until_ms", sa.BigInteger, nullable=False),
+    sa.Column("next_at_ms", sa.BigInteger, nullable=False),
+    sa.Column("became_due_at_ms", sa.BigInteger, nullable=False),
+    sa.Column("error", _LONG),
+    _state_check(
+        "state",
+        *("ready", "waiting", "done", "failed", "undo", "undone", "quarantined"),
+        name="crosstie_run_step_state",
+    ),
+    sa.Index("crosstie_run_step_due", "state", "next_at_ms"),
+    **_MYSQL,
+)
+
 sa.Table(
     "crosstie_audit_run",
     _METADATA,
@@ -180,7 +272,29 @@ sa.Table(
     sa.Column("rows_checked", sa.BigInteger, nullable=False),
     sa.Column("findings", sa.BigInteger, nullable=False),
     sa.Column("detail", _LONG),
+    sa.Column("epoch", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("owner", sa.String(120), nullable=False, server_default=""),
+    sa.Column("lease_until_ms", sa.BigInteger, nullable=False, server_default="0"),
     _state_check("state", "running", "ok", "findings", "incomplete", name="crosstie_audit_run_state"),
+    **_MYSQL,
+)
+
+sa.Table(
+    "crosstie_audit_chunk",
+    _METADATA,
+    sa.Column("run_id", sa.String(36), primary_key=True),
+    sa.Column("reference", sa.String(400), primary_key=True),
+    sa.Column("chunk_id", sa.String(36), primary_key=True),
+    sa.Column("lo", _LONG, nullable=False),
+    sa.Column("hi", _LONG, nullable=False),
+    sa.Column("state", sa.String(12), nullable=False),
+    sa.Column("epoch", sa.BigInteger, nullable=False),
+    sa.Column("owner", sa.String(120), nullable=False),
+    sa.Column("lease_until_ms", sa.BigInteger, nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("keys_checked", sa.BigInteger, nullable=False),
+    sa.Column("result", _LONG),
+    _state_check("state", "ready", "done", name="crosstie_audit_chunk_state"),
     **_MYSQL,
 )
 
@@ -193,6 +307,26 @@ sa.Table(
     sa.Column("parent_key", sa.String(400), nullable=False),
     sa.Column("kind", sa.String(20), nullable=False),
     sa.Column("found_at_ms", sa.BigInteger, nullable=False),
+    **_MYSQL,
+)
+
+_quarantine: Final = sa.Table(
+    "crosstie_quarantine",
+    _METADATA,
+    sa.Column("repair_id", sa.String(36), primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("reference", sa.String(400), nullable=False),
+    sa.Column("policy", sa.String(12), nullable=False),
+    sa.Column("child_key", _LONG, nullable=False),
+    sa.Column("parent_key", _LONG, nullable=False),
+    sa.Column("image", _LONG),
+    sa.Column("undo_log", _LONG, nullable=False),
+    sa.Column("notes", _LONG, nullable=False),
+    sa.Column("state", sa.String(12), nullable=False),
+    sa.Column("repaired_at_ms", sa.BigInteger, nullable=False),
+    sa.Column("restored_at_ms", sa.BigInteger),
+    sa.Column("error", _LONG),
+    _state_check("state", "repaired", "restored", name="crosstie_quarantine_state"),
     **_MYSQL,
 )
 
@@ -209,8 +343,15 @@ def down(connection: sa.Connection) -> None:
         "events that were not delivered": sa.select(_outbox.c.uid),
         "events that are parked": sa.select(_parked.c.uid),
         "sagas that are unfinished": sa.select(_saga.c.saga_id).where(
-            sa.or_(_saga.c.state.in_(["applied", "aborted"]), _saga.c.quarantine.is_not(None))
+            sa.or_(_saga.c.state.in_(["applied", "aborted", "owed"]), _saga.c.quarantine.is_not(None))
         ),
+        "effects that may have to be compensated": sa.select(_effect.c.saga_id).where(
+            _effect.c.state.in_(["open", "due", "quarantined"])
+        ),
+        "runs of sagas that have not ended": sa.select(_run.c.run_id).where(
+            _run.c.status.in_(["running", "compensating"])
+        ),
+        "what repairs took away": sa.select(_quarantine.c.repair_id).where(_quarantine.c.state == "repaired"),
     }
     for what, query in lost.items():
         (table,) = query.get_final_froms()
