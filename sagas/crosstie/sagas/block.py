@@ -1,122 +1,60 @@
 """The saga block: writes to several databases that end as one outcome.
 
-All statements run in one open transaction per database. Nothing is committed before the end of the block; then the
-branches commit, each with its record, and home commits last. Home's commit is the decision.
+All statements run in one open transaction per database. Nothing is committed before the end of the block; then its
+strategy commits them.
 """
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
-
-import sqlalchemy as sa
-from sqlalchemy.orm import Session
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial, wraps
+from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction
+from itertools import count
+from secrets import SystemRandom
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, TypeVar
 
 from crosstie.orm.connection import ConnectionManager
 from crosstie.orm.errors import CommitInDoubt, CrosstieError
-from crosstie.orm.faults import fault_point
-from crosstie.orm.local_transaction import LocalTransaction, open_transactions, run_after_commit
+from crosstie.orm.local_transaction import LocalTransaction, open_transactions
 from crosstie.orm.transaction import active_unit, set_active_unit
+from crosstie.outbox.lane import backoff_s
 from crosstie.outbox.publish import enqueue
-from crosstie.sagas import doorbell, image, record
-from crosstie.sagas.capture import BranchRecorder, HomeRecorder, uncaptured_reasons, undo_log
-from crosstie.sagas.ddl import refuse_implicit_commits
-from crosstie.sagas.errors import SagaAborted, SagaError, SagaInDoubt
+from crosstie.sagas.backward import BackwardRecovery
+from crosstie.sagas.deadline import Deadline
+from crosstie.sagas.errors import RowLocked, SagaError, SagaInDoubt
 from crosstie.sagas.facts import has_deferrable_constraints
-from crosstie.sagas.home import choose_home
-from crosstie.sagas.interception import Interceptor
+from crosstie.sagas.forward import ForwardRecovery
 from crosstie.sagas.record import SagaHeader, new_saga_id
-from crosstie.sagas.recovery import Decision, Resolution, resolve
+from crosstie.sagas.recovery import resolve
+from crosstie.sagas.row_lock import help_along
+from crosstie.sagas.strategy import Ending, Isolation, Strategy, Terms, aborted
+from crosstie.sagas.two_phase import TwoPhaseCommit
+from crosstie.sagas.workspace import EFFECTS, Workspace
 
 if TYPE_CHECKING:
     from crosstie.outbox.event import Event
 
 __all__ = ["SagaBlock", "saga"]
 
+logger = logging.getLogger(__name__)
 
-class SagaBlock:
+_random: Final = SystemRandom()
+_FIRST_PAUSE_S: Final = 0.05
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+class SagaBlock(Workspace):
     """One run of `with saga(...)`: opens a transaction for each database touched, and ends them together."""
 
-    def __init__(self, name: str, *, home: str | None, expiry_s: float) -> None:
-        self.saga_id = new_saga_id()
-        self.name = name
-        self._declared_home = home
-        self._expiry_s = expiry_s
-        self._row_limit = ConnectionManager.settings().saga.undo_row_limit
-        self._transactions: dict[str, LocalTransaction] = {}
-        self._written: list[str] = []
-        self._events: list[Event] = []
-        self._interceptors: dict[str, Interceptor] = {}
-        self._sessions: dict[str, Session] = {}
-        self._failed_inner: BaseException | None = None
+    def __init__(self, strategy: Strategy, deadline: Deadline | None = None) -> None:
+        super().__init__(strategy, deadline)
         self._participants: list[LocalTransaction] = []
-        self._restorers: list[Callable[[], None]] = []
-        self._header = SagaHeader(self.saga_id, name, "", ())
-
-    # -- inside the block ----------------------------------------------------------------------------------
-
-    def transaction(self, database: str) -> LocalTransaction:
-        """The block's open transaction on this database, opened now if there is none."""
-        tx = self._transactions.get(database)
-        if tx is None:
-            tx = LocalTransaction(ConnectionManager.get(database))
-            tx.on_first_write = self._assign_recorder
-            refuse_implicit_commits(tx)
-            self._transactions[database] = tx
-        return tx
-
-    def connection(self, database: str) -> sa.Connection:
-        """The block's SQLAlchemy connection to this database, for Core statements and textual SQL; never commit it.
-
-        Statements of Core are undone like those of models. Textual SQL cannot be, so its database must be home.
-        """
-        tx = self.transaction(database)
-        tx.require_healthy()
-        if database not in self._interceptors:
-            self._interceptors[database] = Interceptor(tx)
-        return tx.connection
-
-    def session(self, database: str) -> Session:
-        """The block's SQLAlchemy session on this database, for declarative models of your own; always the same one.
-
-        It is flushed at the end of the block and then closed; `commit()` on it commits nothing, and `rollback()` aborts
-        the saga (use `begin_nested()` for a part of it). Its objects stay readable after the block.
-        """
-        session = self._sessions.get(database)
-        if session is None:
-            session = self._sessions[database] = Session(
-                self.connection(database), join_transaction_mode="rollback_only", expire_on_commit=False
-            )
-        return session
-
-    def buffer_event(self, event: Event) -> None:
-        """Keep an event that names no database for home's outbox: home's commit decides over it too."""
-        self._ledger_of_innermost_savepoint().append(event)
-
-    def fail(self, error: BaseException) -> None:
-        """Note that an inner saga failed: even if its exception is swallowed, this one can only abort."""
-        self._failed_inner = self._failed_inner or error
-
-    def _assign_recorder(self, tx: LocalTransaction) -> None:
-        name = tx.database.name
-        presumed_home = self._declared_home or (self._written[0] if self._written else name)
-        self._written.append(name)
-        tx.recorder = HomeRecorder() if name == presumed_home else BranchRecorder(self._row_limit)
-
-    def _ledger_of_innermost_savepoint(self) -> list[Event]:
-        nested = [tx for tx in self._transactions.values() if tx.depth]
-        return nested[-1].ledger("saga.events") if nested else self._events
-
-    # -- the end of the block ------------------------------------------------------------------------------
-
-    def roll_back(self) -> None:
-        """Roll back every transaction that is still open."""
-        for session in self._sessions.values():
-            session.close()
-        for tx in reversed(self._transactions.values()):
-            if tx.is_open:
-                tx.rollback()
+        self._header = SagaHeader(self.saga_id, self.name, "", ())
 
     def prepare(self) -> None:
         """Run all that may still fail while nothing is committed anywhere; on failure everything is rolled back.
@@ -124,27 +62,33 @@ class SagaBlock:
         Raises SagaNotUndoable, SagaError, SagaAborted.
         """
         try:
-            if self._failed_inner is not None:
-                raise SagaError("an inner saga failed, and its exception was swallowed") from self._failed_inner
+            self.require_time()
             for name, session in self._sessions.items():
                 with self._transactions[name].mapped_errors():
                     session.flush()
-            self._events += [event for tx in self._transactions.values() for event in tx.ledger("saga.events")]
+            if self.effects.home is not None:
+                self.transaction(self.effects.home).mark_written()
+                self.effects.kept += [step for tx in self._transactions.values() for step in tx.ledger(EFFECTS)]
+            events = self._all_events()
+            self._strategy.before_end(self._names_written(), self.transaction)
+            self._written = self._names_written()
             self._participants = [self._transactions[name] for name in self._written]
-            self._header = self._choose_header()
+            self._header = self._choose_header(events)
             for tx in self._participants:
-                self._prepare(tx)
+                self._prepare(tx, events)
             if len(self._participants) != len(self._written):
                 raise SagaError(
                     f"a before_commit hook wrote to {self._written[-1]!r}, which the block had not written. Write to "
                     "it inside the block."
                 )
+            self._lift_limits()
         except SagaError:
             self.roll_back()
             raise
         except CrosstieError as error:
             self.roll_back()
-            raise self._aborted(error) from error
+            self.raise_timed_out(error)
+            raise aborted(self._strategy.terms, error) from error
         except BaseException:
             self.roll_back()
             raise
@@ -152,8 +96,8 @@ class SagaBlock:
     def commit(self) -> None:
         """Commit what `prepare` has prepared. Raises SagaAborted, SagaInDoubt."""
         try:
-            if len(self._participants) > 1:
-                self._commit_all()
+            if len(self._participants) > 1 or self.effects.begun:
+                self._strategy.commit(Ending(self._header, self._transactions, self.roll_back, self.effects))
             else:
                 self._commit_alone()
         finally:
@@ -164,31 +108,61 @@ class SagaBlock:
                 if tx.is_open:
                     tx.rollback()
 
-    def _choose_header(self) -> SagaHeader:
+    @property
+    def owed(self) -> tuple[str, ...]:
+        """After the block: databases in which its writes are decided, and not there yet; a worker sees to them."""
+        return self._strategy.owed
+
+    def settle(self, timeout_s: float) -> bool:
+        """After the block: see to it that nothing is `owed`, for up to `timeout_s` seconds; whether that is so.
+
+        What is owed is tried at once, as a worker would, and again until the time is over. What is quarantined waits
+        for an operator, and not here.
+        """
+        ends_at = time.monotonic() + timeout_s
+        for attempt in count():
+            if not self.owed or not self._pay():
+                return not self.owed
+            pause_s = backoff_s(attempt, jitter=_random.random(), first_s=_FIRST_PAUSE_S)
+            if time.monotonic() + pause_s >= ends_at:
+                return False
+            time.sleep(pause_s)
+        raise AssertionError("unreachable")
+
+    def _pay(self) -> bool:
+        """Try once to do what is owed; whether a later try may do more."""
+        try:
+            resolution = resolve(self._header, self.owed[0])
+        except CrosstieError as error:
+            logger.info("saga %s (%r) waits: %s", self.saga_id, self.name, error)
+            return True
+        self._strategy.owed = (*resolution.pending, *resolution.quarantined)
+        return bool(resolution.pending)
+
+    def _choose_header(self, events: list[Event]) -> SagaHeader:
         names = list(self._written)
-        if not names and self._events:
+        if not names and events:
             raise SagaError(
-                f"saga {self.name!r} wrote to no database, so {type(self._events[0]).__name__} has no outbox to be "
+                f"saga {self.name!r} wrote to no database, so {type(events[0]).__name__} has no outbox to be "
                 "written to. Name one: publish(database=…), or __connection__ on the event."
             )
         home = names[0] if names else ""
         if len(names) > 1:
-            stuck = {tx.database.name: list(uncaptured_reasons(tx)) for tx in self._participants}
-            home = choose_home(names, stuck, self._declared_home)
-        return SagaHeader(self.saga_id, self.name, home, tuple(names))
+            home = self._strategy.choose_home(self._participants)
+        return SagaHeader(self.saga_id, self.name, home, tuple(names), self._strategy.mode)
 
-    def _prepare(self, tx: LocalTransaction) -> None:
+    def _prepare(self, tx: LocalTransaction, events: list[Event]) -> None:
         if tx.database.name == self._header.home:
-            enqueue(tx, self._events)
+            enqueue(tx, events)
         else:
-            tx.ledger("outbox.saga_id")[:] = [self.saga_id]
-            if tx.ledger("before_commit"):  # a hook may publish, or is the one that writes what was published
-                undo_log(tx).append({"op": "events"})
+            self._strategy.prepare_branch(tx)
         with tx.mapped_errors():
             tx.run_before_commit()
             if has_deferrable_constraints(tx.database, tx.connection):
                 with tx.internal():
                     tx.connection.exec_driver_sql("SET CONSTRAINTS ALL IMMEDIATE")
+        if tx.database.name == self._header.home:
+            self._strategy.prepare_decider(tx)
         tx.require_healthy()
 
     def _commit_alone(self) -> None:
@@ -198,109 +172,121 @@ class SagaBlock:
             except CommitInDoubt as error:
                 raise SagaInDoubt(f"saga {self.name!r}: {error}", saga_id=self.saga_id) from error
             except CrosstieError as error:
-                raise self._aborted(error) from error
-
-    def _commit_all(self) -> None:
-        header = self._header
-        home = self._transactions[header.home]
-        # The hooks of a branch wait for the decision: until home has committed, nothing has happened.
-        after = _take(self._participants, "after_commit")
-        self._restorers = _take(self._participants, "on_rollback")
-        committing_home = False
-        try:
-            fault_point("saga.before-first-commit")
-            for name in header.branches:
-                tx = self._transactions[name]
-                with tx.mapped_errors(), tx.internal():
-                    record.insert(
-                        tx.connection,
-                        header,
-                        name,
-                        "applied",
-                        undo_log=image.dump(undo_log(tx)),
-                        expiry_s=self._expiry_s,
-                    )
-                fault_point("saga.branch-recorded")
-                tx.commit()
-                fault_point("saga.branch-committed")
-            with home.mapped_errors(), home.internal():
-                record.insert(home.connection, header, header.home, Decision.COMMITTED.value)
-            fault_point("saga.home-recorded")
-            committing_home = True
-            home.commit()
-        except Exception as error:  # noqa: BLE001 - whatever stopped the commits, what they did must be undone
-            self.roll_back()
-            self._abort(header, error, in_doubt=committing_home and isinstance(error, CommitInDoubt))
-        except BaseException:
-            # Interrupted between two commits: this is a crash, and a worker ends it like one.
-            self.roll_back()
-            doorbell.ring(header)
-            raise
-        fault_point("saga.home-committed")
-        run_after_commit(after, header.home)
-
-    def _abort(self, header: SagaHeader, error: Exception, *, in_doubt: bool) -> None:
-        """Finish the failed saga as any worker would; returns only if it turns out to have committed."""
-        resolution: Resolution | None = None
-        unresolved: CrosstieError | None = None
-        try:
-            resolution = resolve(header, header.branches[0] if in_doubt else None)
-        except CrosstieError as failure:
-            unresolved = failure
-        if resolution is None or not resolution.finished:
-            doorbell.ring(header)
-        forgotten = resolution is not None and resolution.decision is Decision.FORGOTTEN
-        if in_doubt and (resolution is None or forgotten):
-            raise SagaInDoubt(
-                f"saga {self.name!r} ({self.saga_id}): the connection to home {header.home!r} was lost during the "
-                f"COMMIT that decides, and its outcome cannot be learnt now ({unresolved or 'its records are gone'}). "
-                "A worker will finish it; read the data back before running the block again.",
-                saga_id=self.saga_id,
-                pending=header.participants,
-            ) from error
-        if resolution is not None and resolution.decision is Decision.COMMITTED:
-            if in_doubt:
-                return
-            raise SagaError(f"saga {self.saga_id}: home says committed, which this process never did") from error
-        for restore in reversed(self._restorers):
-            restore()
-        pending = header.branches if resolution is None else (*resolution.pending, *resolution.quarantined)
-        raise self._aborted(error, pending) from error
-
-    def _aborted(self, error: BaseException, pending: tuple[str, ...] = ()) -> SagaAborted:
-        rest = f"The undo in {', '.join(pending)} is left to a worker." if pending else "Nothing of it remains."
-        cause = f"{type(error).__name__}: {error}".rstrip(".")
-        return SagaAborted(
-            f"saga {self.name!r} ({self.saga_id}) was aborted by {cause}. {rest}", saga_id=self.saga_id, pending=pending
-        )
+                raise aborted(self._strategy.terms, error) from error
 
 
-def _take(transactions: list[LocalTransaction], ledger: str) -> list[Callable[[], None]]:
-    hooks = [hook for tx in transactions for hook in tx.ledger(ledger)]
-    for tx in transactions:
-        tx.ledger(ledger).clear()
-    return hooks
+_STRATEGIES: Final[dict[str, type[Strategy]]] = {
+    "backward": BackwardRecovery,
+    "forward": ForwardRecovery,
+    "two_phase": TwoPhaseCommit,
+}
 
 
-@contextmanager
-def saga(name: str, *, home: str | None = None, expiry_s: float | None = None) -> Iterator[SagaBlock]:
-    """Run a block whose writes, in however many databases, all happen or none.
+class saga:  # noqa: N801 - reads as the word of the language that it stands for
+    """Run a block, or each call of a function, whose writes, in however many databases, all happen or none.
 
     `home` names the database whose commit decides (default: the one that cannot be undone, else the first one written);
     a worker may end the saga for this process once `expiry_s` seconds (default: `saga.expiry_s`) have passed since a
-    branch committed. A saga inside a saga joins it.
+    branch committed; `timeout_s` bounds the block itself; `isolation="locked"` keeps other such sagas from the rows
+    that it writes until it has ended, and may raise RowLocked. A saga inside a saga joins it: an exception that leaves
+    the inner one takes back what it did, and the outer one may go on.
+
+    `recover="forward"` commits home first and the branches after it: once home has committed, nothing is taken back,
+    and a worker redoes what a crash has kept from a branch. So branches take only writes that can be redone: inserts
+    under keys made here, upserts, increments, updates and deletes of versioned records. Home is the declared database,
+    else the one with other writes, else the first one written. The block's `owed` and `settle` tell of branches that
+    are still to come.
+
+    `commit="two_phase"` prepares the branches instead of committing them before home, so that nothing is ever undone or
+    seen too early, and any SQL may run; PostgreSQL, MySQL and MariaDB can. Home is then the declared database or the
+    first one touched, and `expiry_s` counts from a branch's first statement.
 
     An exception leaves the block as it is, and nothing was committed. Raises SagaAborted where the end of the block
-    failed and nothing remains or will remain, SagaInDoubt where the outcome cannot be learnt now, SagaNotUndoable where
-    the block cannot be made one outcome, SagaError inside a plain transaction.
+    failed and nothing remains or will remain, SagaTimedOut where it came too late, SagaInDoubt where the outcome cannot
+    be learnt now, SagaNotUndoable, SagaNotRedoable or TwoPhaseUnavailable where the block cannot be made one outcome,
+    SagaError inside a plain transaction.
     """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        home: str | None = None,
+        expiry_s: float | None = None,
+        timeout_s: float | None = None,
+        isolation: Isolation | None = None,
+        recover: Literal["backward", "forward"] = "backward",
+        commit: Literal["late", "two_phase"] = "late",
+    ) -> None:
+        way = _way(name, recover, commit)
+        if isolation is not None and way != "backward":
+            raise SagaError(
+                f"saga {name!r}: isolation={isolation!r} is for sagas whose branches can be seen before home commits. "
+                f"With {'commit' if way == commit else 'recover'}={way!r} the databases' own locks do it: leave it out."
+            )
+        self._begin = partial(
+            _begun, name, home=home, expiry_s=expiry_s, timeout_s=timeout_s, isolation=isolation, way=way
+        )
+        self._running: AbstractContextManager[SagaBlock] | None = None
+
+    def __enter__(self) -> SagaBlock:
+        self._running = self._begin()
+        return self._running.__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        assert self._running is not None
+        self._running.__exit__(kind, error, traceback)
+
+    def __call__(self, function: Callable[_P, _R]) -> Callable[_P, _R]:
+        """Make each call of the function a saga of its own. Raises SagaError for one whose body runs after the call."""
+        if any(is_late(function) for is_late in (iscoroutinefunction, isasyncgenfunction, isgeneratorfunction)):
+            raise SagaError(
+                f"@saga on {function.__qualname__!r}: expected a plain function and found one whose body runs after "
+                "the call, when the saga would have ended. Sagas belong to a thread: call a plain function by "
+                "asyncio.to_thread(), or use `with saga(…)` inside a generator."
+            )
+
+        @wraps(function)
+        def within_saga(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+            with self._begin():
+                return function(*args, **kwargs)
+
+        return within_saga
+
+
+def _way(name: str, recover: str, commit: str) -> str:
+    """The name of the strategy. Raises SagaError."""
+    for parameter, found, known in (
+        ("recover", recover, ("backward", "forward")),
+        ("commit", commit, ("late", "two_phase")),
+    ):
+        if found not in known:
+            raise SagaError(f"saga {name!r}: expected {parameter}={' or '.join(map(repr, known))}, found {found!r}.")
+    if commit == "two_phase" and recover == "forward":
+        raise SagaError(
+            f"saga {name!r}: recover='forward' commits home before the branches, and commit='two_phase' prepares the "
+            "branches before home: leave one of them out."
+        )
+    return commit if commit == "two_phase" else recover
+
+
+@contextmanager
+def _begun(
+    name: str,
+    *,
+    home: str | None,
+    expiry_s: float | None,
+    timeout_s: float | None,
+    isolation: Isolation | None,
+    way: str,
+) -> Iterator[SagaBlock]:
     outer: Any = active_unit()
-    if isinstance(outer, SagaBlock):
-        try:
+    if issubclass(type(outer), Workspace):  # a block, or the self-test of one
+        outer.require_mode(name, None if way == "backward" else _STRATEGIES[way].mode)
+        with outer.inner(name, timeout_s=timeout_s, home=home, expiry_s=expiry_s, isolation=isolation):
             yield outer
-        except BaseException as error:
-            outer.fail(error)
-            raise
         return
     if open_transactions():
         raise SagaError(
@@ -310,15 +296,21 @@ def saga(name: str, *, home: str | None = None, expiry_s: float | None = None) -
     if home is not None:
         ConnectionManager.get(home)
     settings = ConnectionManager.settings().saga
-    block = SagaBlock(name, home=home, expiry_s=settings.expiry_s if expiry_s is None else expiry_s)
-    set_active_unit(block)
-    try:
+    terms = Terms(new_saga_id(), name, home, settings.expiry_s if expiry_s is None else expiry_s, isolation)
+    deadline = None if timeout_s is None else Deadline.after(name, timeout_s)
+    block = SagaBlock(_STRATEGIES[way](terms), deadline)
+    with block.effects.compensated():
+        set_active_unit(block)
         try:
-            yield block
-        except BaseException:
-            block.roll_back()
-            raise
-        block.prepare()
-    finally:
-        set_active_unit(None)
-    block.commit()
+            try:
+                yield block
+            except BaseException as error:
+                block.roll_back()
+                block.raise_timed_out(error)
+                if isinstance(error, RowLocked) and error.key:
+                    help_along(error.database, error.table, error.key)  # so that the next try finds the row free
+                raise
+            block.prepare()
+        finally:
+            set_active_unit(None)
+        block.commit()

@@ -23,7 +23,7 @@ from crosstie.sagas.errors import SagaNotUndoable
 from crosstie.sagas.facts import TableFacts, table_facts
 from crosstie.sagas.image import Image, decode, encode, plain_key, projection
 
-__all__ = ["BranchRecorder", "HomeRecorder", "uncaptured_reasons", "undo_log"]
+__all__ = ["BranchRecorder", "HomeRecorder", "uncaptured_reasons", "undo_log", "without_copies"]
 
 _LOG = "saga.undo"
 _UNCAPTURED = "saga.uncaptured"
@@ -57,14 +57,18 @@ def _refuse_untransactional(tx: LocalTransaction, table: sa.Table) -> TableFacts
 class HomeRecorder:
     """Watches the database that is expected to be home: it is never undone, so no image is taken."""
 
-    def inserted(self, tx: LocalTransaction, table: sa.Table, keys: Sequence[tuple[Any, ...]]) -> None:
+    def inserted(
+        self, tx: LocalTransaction, table: sa.Table, keys: Sequence[tuple[Any, ...]], *, numbered: bool = False
+    ) -> None:
         """Refuse tables that cannot roll back; all other writes are home's own affair."""
-        del keys
+        del keys, numbered
         self._note(tx, table)
 
-    def updating(self, tx: LocalTransaction, table: sa.Table, rows: Rows, columns: Collection[str]) -> object:
+    def updating(
+        self, tx: LocalTransaction, table: sa.Table, rows: Rows, columns: Collection[str], *, upserting: bool = False
+    ) -> object:
         """See `inserted`."""
-        del rows, columns
+        del rows, columns, upserting
         self._note(tx, table)
         return None
 
@@ -96,7 +100,7 @@ class HomeRecorder:
             uncaptured_reasons(tx).append(_PRESUMED_HOME)
 
 
-_PRESUMED_HOME = "it was the first database written, so no undo images were taken"
+_PRESUMED_HOME = "it was the first database written, so no images of its rows were taken"
 
 
 @dataclass(frozen=True)
@@ -125,18 +129,24 @@ class BranchRecorder:
     def __init__(self, row_limit: int) -> None:
         self._row_limit = row_limit
 
-    def inserted(self, tx: LocalTransaction, table: sa.Table, keys: Sequence[tuple[Any, ...]]) -> None:
+    def inserted(
+        self, tx: LocalTransaction, table: sa.Table, keys: Sequence[tuple[Any, ...]], *, numbered: bool = False
+    ) -> None:
         """Read the new rows back: an undo deletes them if they are still the same."""
+        del numbered
         facts = self._facts(tx, table, "insert")
         self._require_few(tx, table, len(keys))
         for some in _portions(keys):
             rows = some[0] if len(some) == 1 else sa.or_(*(condition(table, key) for key in some))
-            for key, row in self._read(tx, table, rows, facts, _without_copies(table, facts.insertable)):
+            for key, row in self._read(tx, table, rows, facts, self._of_new_rows(table, facts)):
                 self._log(tx, "insert", table, key, after=row)
 
-    def updating(self, tx: LocalTransaction, table: sa.Table, rows: Rows, columns: Collection[str]) -> object:
+    def updating(
+        self, tx: LocalTransaction, table: sa.Table, rows: Rows, columns: Collection[str], *, upserting: bool = False
+    ) -> object:
         """Read the columns before they change."""
-        names = tuple(_without_copies(table, {table.c[n].name if n in table.c else n: "" for n in columns}))
+        del upserting
+        names = tuple(without_copies(table, {table.c[n].name if n in table.c else n: "" for n in columns}))
         facts = self._facts(tx, table, "update", columns=names)
         if any(column.name in names for column in table.primary_key):
             self.uncaptured(tx, f"an update of the primary key of {table.name!r}")
@@ -214,12 +224,20 @@ class BranchRecorder:
     ) -> TableFacts:
         _refuse_untransactional(tx, table)
         facts = table_facts(tx.database, tx.connection, table.name, table.schema, columns=columns, fresh=fresh)
-        # Crosstie's own tell of deletes, and at once: an abort would come too late. But the delete by which an insert
-        # is undone may be told: the row is gone for good, and so should be what refers to it.
-        fired = [name for name in facts.triggers if operation == "delete" or not name.startswith(trigger.PREFIX)]
+        fired = self._in_the_way(facts, operation)
         if fired:
             self.uncaptured(tx, f"an {operation} on {table.name!r}, which has triggers ({', '.join(fired)})")
         return facts
+
+    def _in_the_way(self, facts: TableFacts, operation: str) -> list[str]:
+        """The triggers because of which the operation cannot be captured."""
+        # Crosstie's own tell of deletes, and at once: an abort would come too late. But the delete by which an insert
+        # is undone may be told: the row is gone for good, and so should be what refers to it.
+        return [name for name in facts.triggers if operation == "delete" or not name.startswith(trigger.PREFIX)]
+
+    def _of_new_rows(self, table: sa.Table, facts: TableFacts) -> dict[str, str]:
+        """The columns of a new row that its image has."""
+        return without_copies(table, facts.insertable)
 
     def _read(
         self,
@@ -248,7 +266,7 @@ class BranchRecorder:
         if rows > self._row_limit:
             raise SagaNotUndoable(
                 f"one statement would touch more than {self._row_limit} rows of {table.name!r} in database "
-                f"{tx.database.name!r}, which the saga would have to keep undo images of. Work in smaller sagas, raise "
+                f"{tx.database.name!r}, which the saga would have to keep images of. Work in smaller sagas, raise "
                 f"saga.undo_row_limit, or make {tx.database.name!r} home: saga(…, home={tx.database.name!r})."
             )
 
@@ -271,7 +289,7 @@ def _image_of_one(database: Database, table: sa.Table, facts: TableFacts, wanted
     return prepared
 
 
-def _without_copies(table: sa.Table, columns: Mapping[str, str]) -> dict[str, str]:
+def without_copies(table: sa.Table, columns: Mapping[str, str]) -> dict[str, str]:
     """The columns without denormalised ones, which workers align at any time; an undo has them aligned again."""
     copies = table.info.get("crosstie.copies", ())
     return {name: kind for name, kind in columns.items() if name not in copies}

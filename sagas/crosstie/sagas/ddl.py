@@ -36,6 +36,8 @@ def commits_implicitly(statement: str, kind: str) -> str | None:
     first, second = words[1].upper(), (words[2] or "").upper()
     if first in _ENDS_ANYWHERE:
         return None if first == "ROLLBACK" and second == "TO" else first
+    if (first, second) == ("PREPARE", "TRANSACTION") or (first == "XA" and kind in {"mysql", "mariadb"}):
+        return first
     if kind in {"mysql", "mariadb"} and first in _ENDS_ON_MYSQL and second != "TEMPORARY":
         return first
     return None

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from crosstie.orm.errors import CrosstieError
 
+if TYPE_CHECKING:
+    from crosstie.sagas.record import SagaHeader
+
 __all__ = [
+    "EffectInvalid",
+    "EffectLost",
+    "RedoConflict",
+    "RowConflict",
+    "RowLocked",
     "SagaAborted",
     "SagaError",
     "SagaInDoubt",
+    "SagaNotRedoable",
     "SagaNotUndoable",
     "SagaOperationRefused",
     "SagaRecordConflict",
+    "SagaTimedOut",
+    "TwoPhaseUnavailable",
     "UndoConflict",
+    "in_doubt_of_home",
 ]
 
 
@@ -27,6 +40,47 @@ class SagaNotUndoable(SagaError):
     """The block would write, in more than one database, what nobody could undo; nothing was committed."""
 
     code = "saga.not-undoable"
+
+
+class SagaNotRedoable(SagaError):
+    """The block would write, in more than one database, what could be refused later; nothing was committed."""
+
+    code = "saga.not-redoable"
+
+
+class EffectInvalid(SagaError):
+    """A call or a compensation is declared in a way that cannot be honoured; nothing was called."""
+
+    code = "saga.effect-invalid"
+
+
+class EffectLost(SagaError):
+    """A worker has taken an effect of the saga as one of an aborted saga; the saga cannot commit any more."""
+
+    code = "saga.effect-lost"
+    retryable = True
+
+
+class RowLocked(SagaError):
+    """A row that the saga wants to write is locked by another saga that has not ended."""
+
+    code = "saga.row-locked"
+    retryable = True
+
+    def __init__(self, message: str = "", /, *, database: str = "", table: str = "", key: str = "") -> None:
+        super().__init__(message)
+        self.database = database
+        self.table = table
+        self.key = key
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(RowLocked, database=self.database, table=self.table, key=self.key), (self.args[0],)
+
+
+class TwoPhaseUnavailable(SagaError):
+    """A database cannot be a branch of a two-phase saga; nothing was committed."""
+
+    code = "saga.two-phase-unavailable"
 
 
 class _SagaOutcome(SagaError):
@@ -53,6 +107,12 @@ class SagaAborted(_SagaOutcome):
     retryable = True
 
 
+class SagaTimedOut(SagaAborted):
+    """The block had not ended within its `timeout_s`; nothing was committed."""
+
+    code = "saga.timed-out"
+
+
 class SagaInDoubt(_SagaOutcome):
     """The deciding COMMIT was sent and its answer lost; a sweep will find the outcome and finish the saga.
 
@@ -62,10 +122,21 @@ class SagaInDoubt(_SagaOutcome):
     code = "saga.in-doubt"
 
 
-class UndoConflict(SagaError):
-    """A row was changed by somebody else after the saga had written it; nothing was overwritten."""
+def in_doubt_of_home(header: SagaHeader, unresolved: CrosstieError | None) -> SagaInDoubt:
+    """The exception where home's answer is lost and asking it again brought `unresolved`, or None: no record at all."""
+    return SagaInDoubt(
+        f"saga {header.name!r} ({header.saga_id}): the connection to home {header.home!r} was lost during the "
+        f"COMMIT that decides, and its outcome cannot be learnt now ({unresolved or 'its records are gone'}). "
+        "A worker will finish it; read the data back before running the block again.",
+        saga_id=header.saga_id,
+        pending=header.participants,
+    )
 
-    code = "saga.undo-conflict"
+
+class RowConflict(SagaError):
+    """A row is not as the saga left or found it; nothing was overwritten."""
+
+    code = "saga.row-conflict"
 
     def __init__(
         self,
@@ -80,6 +151,18 @@ class UndoConflict(SagaError):
         self.table = table
         self.key = key or {}
         self.images = images or {}
+
+
+class UndoConflict(RowConflict):
+    """A row was changed by somebody else after the saga had written it; nothing was overwritten."""
+
+    code = "saga.undo-conflict"
+
+
+class RedoConflict(RowConflict):
+    """A row was changed by somebody else before the committed saga could write it; nothing was overwritten."""
+
+    code = "saga.redo-conflict"
 
 
 class SagaOperationRefused(SagaError):

@@ -46,7 +46,11 @@ class Interceptor:
     def _before(
         self, _: sa.Connection, element: Any, many: Sequence[Mapping[str, Any]], one: Mapping[str, Any], _options: Any
     ) -> None:
-        if self._tx.is_internal or _only_reads(element):
+        if self._tx.is_internal:
+            return
+        if not isinstance(element, RollbackToSavepointClause):
+            self._tx.announce_statement()
+        if _only_reads(element):
             return
         if isinstance(element, SavepointClause):
             self._tx.require_healthy()  # rolling the savepoint back would not take an earlier error back
@@ -94,12 +98,15 @@ class Interceptor:
             if keys is None:
                 recorder.uncaptured(self._tx, f"an INSERT into {_table(element).name!r} whose keys are not reported")
             else:
-                recorder.inserted(self._tx, _table(element), keys)
+                recorder.inserted(self._tx, _table(element), keys, numbered=_is_numbered(element, many or [one]))
 
     def _before_cursor(self, _: sa.Connection, __: Any, sql: str, ___: Any, context: Any, ____: bool) -> None:
         # exec_driver_sql bypasses the events above.
         is_raw = context is not None and context.compiled is None and context.invoked_statement is None
-        if is_raw and not self._tx.is_internal and not _ONLY_READS.match(sql):
+        if not is_raw or self._tx.is_internal:
+            return
+        self._tx.announce_statement()
+        if not _ONLY_READS.match(sql):
             self._recorder().uncaptured(self._tx, f"raw SQL ({_beginning(sql)})")
 
 
@@ -171,6 +178,16 @@ def _updated_columns(element: sa.Update, values: Mapping[str, Any]) -> list[str]
     stamped = [column.key for column in table.columns if column.onupdate is not None]
     return list(
         dict.fromkeys(table.c[name].name for name in [*names, *stamped] if name in table.c and name not in used)
+    )
+
+
+def _is_numbered(element: sa.Insert, parameters: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the database may have made a part of the new rows' keys; a default of Python's is made here."""
+    fixed = {key if isinstance(key, str) else key.key for key in element._values or ()}
+    return any(
+        column is _table(element).autoincrement_column or column.server_default is not None
+        for column in _table(element).primary_key.columns
+        if column.key not in fixed and not all(column.key in values for values in parameters)
     )
 
 

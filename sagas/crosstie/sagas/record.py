@@ -10,6 +10,7 @@ import json
 import secrets
 import time
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -21,6 +22,8 @@ from crosstie.outbox.batch import BLOCK_STEP
 from crosstie.outbox.tables import saga as records
 
 __all__ = [
+    "UNSETTLED",
+    "Mode",
     "SagaHeader",
     "SagaRecord",
     "defer",
@@ -29,6 +32,7 @@ __all__ = [
     "move",
     "new_saga_id",
     "quarantine",
+    "read",
     "read_state",
     "release",
     "state_in",
@@ -40,6 +44,17 @@ def new_saga_id() -> str:
     return f"{time.time_ns() // 1_000_000:012x}-{secrets.token_hex(10)}"
 
 
+class Mode(StrEnum):
+    """How a saga's databases end as one outcome."""
+
+    BACKWARD = "backward"
+    """Branches commit first; home's commit decides whether they are undone."""
+    TWO_PHASE = "two_phase"
+    """Branches are prepared; home's commit decides whether they commit."""
+    FORWARD = "forward"
+    """Home commits first, with what the branches are redone from; branches follow, and cannot be refused any more."""
+
+
 @dataclass(frozen=True)
 class SagaHeader:
     """What every record of a saga says, so that whoever finds one of them can finish the whole."""
@@ -49,6 +64,7 @@ class SagaHeader:
     home: str
     participants: tuple[str, ...]
     """All databases that the saga wrote, home among them."""
+    mode: Mode = Mode.BACKWARD
 
     @property
     def branches(self) -> tuple[str, ...]:
@@ -70,12 +86,15 @@ class SagaRecord:
     @classmethod
     def from_row(cls, row: Any) -> SagaRecord:
         """From a row of `select(crosstie_saga)`."""
-        header = SagaHeader(row.saga_id, row.name, row.home, tuple(json.loads(row.participants)))
+        header = SagaHeader(row.saga_id, row.name, row.home, tuple(json.loads(row.participants)), Mode(row.mode))
         return cls(header, row.participant, row.state, row.undo_log, row.attempts, row.quarantine)
 
 
+UNSETTLED: Final = ("applied", "owed")
+"""States of a record whose quarantine an operator decides about."""
+
 _GIVEN: Final = (
-    "saga_id", "step", "participant", "role", "state", "name", "home", "participants", "undo_log",
+    "saga_id", "step", "participant", "role", "state", "name", "home", "participants", "mode", "undo_log",
 )  # fmt: skip
 _INSERT: Final = Prepared(
     sa.insert(records)
@@ -112,6 +131,7 @@ def insert(
             "name": header.name,
             "home": header.home,
             "participants": json.dumps(header.participants),
+            "mode": header.mode.value,
             "undo_log": undo_log,
             "expiry_ms": int(expiry_s * 1000),
         },
@@ -132,6 +152,12 @@ def state_in(saga_id: str, participant: str) -> str | None:
     database = ConnectionManager.get(participant)
     with database.mapped_errors(), database.autocommit.connect() as connection:
         return read_state(connection, saga_id, participant)
+
+
+def read(saga_id: str, participant: str) -> SagaRecord | None:
+    """A participant's record as last committed. Raises UnknownConnection, DatabaseUnavailable."""
+    rows = ConnectionManager.get(participant).rows(sa.select(records).where(_key(saga_id, participant)))
+    return SagaRecord.from_row(rows[0]) if rows else None
 
 
 def lock(connection: sa.Connection, saga_id: str, participant: str) -> SagaRecord | None:
@@ -160,16 +186,16 @@ def defer(connection: sa.Connection, found: SagaRecord, delay_s: float) -> None:
 
 
 def quarantine(connection: sa.Connection, saga_id: str, participant: str, note: str) -> None:
-    """Keep an applied branch from being undone until an operator has seen `note`."""
+    """Keep an applied branch from being undone, or owed ones from being redone, until an operator has seen `note`."""
     connection.execute(
-        sa.update(records).where(_key(saga_id, participant), records.c.state == "applied").values(quarantine=note)
+        sa.update(records).where(_key(saga_id, participant), records.c.state.in_(UNSETTLED)).values(quarantine=note)
     )
 
 
 def release(connection: sa.Connection, saga_id: str, participant: str) -> None:
-    """Have the undo of an applied branch tried again, now and by the next sweep."""
+    """Have the undo of an applied branch, or the redo of owed ones, tried again, now and by the next sweep."""
     connection.execute(
         sa.update(records)
-        .where(_key(saga_id, participant), records.c.state == "applied")
+        .where(_key(saga_id, participant), records.c.state.in_(UNSETTLED))
         .values(quarantine=None, next_at_ms=0, attempts=0)
     )
