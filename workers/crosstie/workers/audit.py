@@ -5,30 +5,40 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Final
 
-from crosstie.orm.configuration import nearest
 from crosstie.orm.connection import ConnectionManager
 from crosstie.orm.errors import CrosstieError
 from crosstie.orm.integrity import (
     AuditedReference,
+    AuditPhase,
+    AuditPlan,
+    AuditProgress,
     AuditResult,
     AuditState,
     ProgressListener,
-    UnknownReference,
     audit_reference,
+    plan_audit,
 )
-from crosstie.orm.reference import Reference, references
-from crosstie.outbox.tables import has_tables
-from crosstie.sagas.touched import touched_keys
-from crosstie.workers.audit_record import close_run, open_run, unrecordable
+from crosstie.orm.reference import Reference
+from crosstie.workers.audit_copies import audit_copies
+from crosstie.workers.audit_listeners import on_audit, tell_of_audit
+from crosstie.workers.audit_record import RunHeld, RunSummary, close_run, open_run, unrecordable
+from crosstie.workers.audit_references import select_references
 from crosstie.workers.audit_report import AuditReport
+from crosstie.workers.audit_runner import carry_out
+from crosstie.workers.audit_sagas import TouchedBySagas
+from crosstie.workers.process import process_owner
 
-__all__ = ["AuditReport", "run_audit", "run_scheduled_audit", "select_references"]
+__all__ = ["AuditReport", "on_audit", "run_audit", "run_scheduled_audit", "select_references"]
 
 logger = logging.getLogger(__name__)
+
+CHUNKS: Final = 32
+"""Parts of a run that other processes may help with, at most; each is read and stored bit by bit."""
 
 
 def run_audit(
@@ -38,8 +48,9 @@ def run_audit(
     chunk_size: int | None = None,
     progress: ProgressListener | None = None,
 ) -> AuditReport:
-    """Audit references, given or named, one after the other; without any, every declared one that crosses databases.
+    """Audit references, given or named, and the denormalised columns that follow them, one after the other.
 
+    Without any, every declared reference that crosses databases, and every denormalised column.
     `include_local` adds those within one database; `chunk_size` (distinct keys) and the grace default to the settings.
     Each run is recorded in its child's database, where that has crosstie's tables. A reference that cannot be audited
     is INCOMPLETE in the report and keeps no other from being audited. Raises UnknownReference, and what resolving the
@@ -49,13 +60,16 @@ def run_audit(
     run = _Run(chunk_size or ConnectionManager.settings().audit.chunk_size, progress)
     started_at, start = datetime.now(UTC), time.monotonic()
     results = tuple(run.audit(reference) for reference in wanted)
-    return AuditReport(run.run_id, started_at, time.monotonic() - start, results, run.unrecorded)
+    copies = audit_copies(None if chosen is None else {one.name for one in wanted})
+    report = AuditReport(run.run_id, started_at, time.monotonic() - start, results, run.unrecorded, copies)
+    tell_of_audit(report)
+    return report
 
 
-def run_scheduled_audit() -> AuditReport:
-    """The audit that a schedule asks for: what it finds is recorded and logged."""
-    report = run_audit()
-    if not report.results:
+def run_scheduled_audit(names: Sequence[str] | None = None) -> AuditReport:
+    """The audit that a schedule asks for, of these references or of all: what it finds is recorded and logged."""
+    report = run_audit(names)
+    if not report.results and not report.copies:
         logger.warning("the scheduled audit checked nothing: no imported model declares a reference across databases")
     for result in report.results:
         if result.state is AuditState.OK:
@@ -66,60 +80,14 @@ def run_scheduled_audit() -> AuditReport:
             logger.warning("audit of %s: %d orphan rows, run %s", result.reference, result.orphan_rows, report.run_id)
         else:
             logger.error("audit of %s is incomplete: %s", result.reference, result.reason)
+    for copies in report.copies:
+        if copies.found is None:
+            logger.error("audit of the copies by %s is incomplete: %s", copies.name, copies.reason)
+        elif copies.found.differing:
+            logger.warning("audit of the copies by %s: %d rows differ", copies.name, copies.found.differing)
+        else:
+            logger.info("audit of the copies by %s: ok, %d rows", copies.name, copies.found.rows)
     return report
-
-
-def select_references(
-    chosen: Iterable[Reference | AuditedReference | str] | None = None, *, include_local: bool = False
-) -> list[AuditedReference]:
-    """The references to audit, each once.
-
-    A name may be cut down to its child ("secondary.posts.user_id", "posts.user_id") as long as one reference has it.
-    Raises UnknownReference, with the nearest name.
-    """
-    if chosen is None:
-        return [AuditedReference.declared(one) for one in references(crossing_only=not include_local)]
-    found: dict[str, AuditedReference] = {}
-    for one in chosen:
-        selected = _named(one) if isinstance(one, str) else one
-        if isinstance(selected, Reference):
-            selected = AuditedReference.declared(selected)
-        found.setdefault(selected.name, selected)
-    return list(found.values())
-
-
-def _named(name: str) -> Reference:
-    declared = {one.name: one for one in references()}
-    exact = declared.get(name)
-    if exact is not None:
-        return exact
-    matches = [one for full, one in declared.items() if _short_for(name, full)]
-    if len(matches) == 1:
-        return matches[0]
-    if matches:
-        raise UnknownReference(
-            f"{name!r} may mean {' or '.join(repr(one.name) for one in matches)}: write the whole name, quoted."
-        )
-    if not declared:
-        raise UnknownReference(
-            f"no reference is called {name!r}, because no imported model declares one. Name the modules of your models "
-            "in the setting `imports`, or with --import."
-        )
-    raise UnknownReference(f"no reference is called {name!r}.{_nearest(name, list(declared))}")
-
-
-def _short_for(name: str, full: str) -> bool:
-    child = full.partition(" -> ")[0]
-    return bool(name) and (child == name or child.endswith(f".{name}"))
-
-
-def _nearest(name: str, declared: Sequence[str]) -> str:
-    """Compared by its child alone where only that was written."""
-    if "->" in name:
-        return nearest(name, list(declared))
-    by_child = {full.partition(" -> ")[0]: full for full in declared}
-    short = {".".join(child.split(".")[-1 - name.count(".") :]): full for child, full in by_child.items()}
-    return nearest(name, list(short) if name.count(".") < 2 else list(by_child))
 
 
 class _Run:
@@ -130,60 +98,93 @@ class _Run:
         self.chunk_size = chunk_size
         self.progress = progress
         self.unrecorded: dict[str, str] = {}
-        self._has_tables: dict[str, bool] = {}
+        self.settings = ConnectionManager.settings().audit
+        self._touched = TouchedBySagas()
 
     def audit(self, reference: AuditedReference) -> AuditResult:
         """Audit one reference between the beginning and the end of its row."""
+        held: RunHeld | None = None
         try:
-            notes = self._open(reference)
-            result = self._audit(reference)
+            why = unrecordable(reference.child.database)
+            if why is not None:
+                self.unrecorded[reference.name] = why
+                return _with_notes(self._alone(reference), [f"this run was not recorded: {why}"])
+            plan, reason = self._plan(reference)
+            held, superseded = open_run(
+                reference.child.database,
+                self.run_id,
+                reference.name,
+                plan,
+                owner=_owner(),
+                lease_s=self.settings.lease_s,
+            )
         except CrosstieError as error:
             self.unrecorded[reference.name] = str(error)
             return AuditResult(reference.name, AuditState.INCOMPLETE, reason=str(error))
-        return self._close(reference, replace(result, notes=(*result.notes, *notes)))
+        result = AuditResult(reference.name, AuditState.INCOMPLETE, reason=reason)
+        if plan is not None:
+            result = self._guarded(reference, lambda: self._shared(reference, plan, held))
+        return self._close(held, _with_notes(result, map(_superseded, superseded)))
 
-    def _audit(self, reference: AuditedReference) -> AuditResult:
+    def _plan(self, reference: AuditedReference) -> tuple[AuditPlan | None, str | None]:
+        """The plan, or why there is none."""
+        if self.progress is not None:
+            self.progress(AuditProgress(reference.name, AuditPhase.COUNTING, 0, 0))
         try:
-            return audit_reference(
+            return plan_audit(reference, page_size=self.chunk_size, chunks=CHUNKS), None
+        except CrosstieError as error:
+            return None, str(error)
+
+    def _shared(self, reference: AuditedReference, plan: AuditPlan, held: RunHeld) -> AuditResult:
+        found = carry_out(reference, plan, held, owner=_owner(), suspects=self._touched, progress=self.progress)
+        if self.progress is not None:
+            self.progress(AuditProgress(reference.name, AuditPhase.DONE, found.keys_checked, found.keys_checked))
+        return found
+
+    def _alone(self, reference: AuditedReference) -> AuditResult:
+        """Without rows of its run nobody can help."""
+        return self._guarded(
+            reference,
+            lambda: audit_reference(
                 reference,
                 chunk_size=self.chunk_size,
                 suspects=self._touched,
-                grace_s=ConnectionManager.settings().audit.grace_s,
+                grace_s=self.settings.grace_s,
                 progress=self.progress,
-            )
+            ),
+        )
+
+    def _guarded(self, reference: AuditedReference, audit: Callable[[], AuditResult]) -> AuditResult:
+        try:
+            return audit()
+        except CrosstieError as error:
+            return AuditResult(reference.name, AuditState.INCOMPLETE, reason=str(error))
         except Exception as error:
             # A fault of ours in one audit must neither look like OK nor cost the others.
             logger.exception("the audit of %s failed", reference.name)
             reason = f"unexpected {type(error).__name__}: {error}"
             return AuditResult(reference.name, AuditState.INCOMPLETE, reason=reason)
 
-    def _touched(self, database_name: str, /, *, since_ms: int) -> Collection[tuple[str, tuple[str, ...]]]:
-        known = self._has_tables.get(database_name)
-        if known is None:
-            known = self._has_tables[database_name] = has_tables(ConnectionManager.get(database_name))
-        # A saga that writes to a database leaves its record there: without the table there is no saga.
-        return touched_keys(database_name, since_ms=since_ms) if known else ()
-
-    def _open(self, reference: AuditedReference) -> list[str]:
-        """Begin the row of the run; returns what is to be noted in the result."""
-        database = reference.child.database
-        why = unrecordable(database)
-        if why is not None:
-            self.unrecorded[reference.name] = why
-            return [f"this run was not recorded: {why}"]
-        return [
-            f"run {one.run_id} of {one.started_at:%Y-%m-%d %H:%M} UTC never finished (killed, or still running beside "
-            "this one); superseded"
-            for one in open_run(database, self.run_id, reference.name)
-        ]
-
-    def _close(self, reference: AuditedReference, result: AuditResult) -> AuditResult:
-        if reference.name in self.unrecorded:
-            return result
+    def _close(self, held: RunHeld, result: AuditResult) -> AuditResult:
         try:
-            close_run(reference.child.database, self.run_id, result)
+            close_run(held, result)
         except CrosstieError as error:
-            self.unrecorded[reference.name] = str(error)
+            self.unrecorded[result.reference] = str(error)
             reason = result.reason or f"it was checked, but its end could not be recorded: {error}"
             return replace(result, state=AuditState.INCOMPLETE, reason=reason)
         return result
+
+
+def _with_notes(result: AuditResult, notes: Iterable[str]) -> AuditResult:
+    return replace(result, notes=(*result.notes, *notes))
+
+
+def _superseded(run: RunSummary) -> str:
+    return (
+        f"run {run.run_id} of {run.started_at:%Y-%m-%d %H:%M} UTC never finished (killed, or still running beside this "
+        "one); superseded"
+    )
+
+
+def _owner() -> str:
+    return process_owner("audit")

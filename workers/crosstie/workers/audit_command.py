@@ -5,26 +5,46 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Final
+from pathlib import Path
+from typing import Annotated, Final, NoReturn
 
 import typer
 from rich.console import Group
 from rich.padding import Padding
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
 from crosstie.orm.errors import CrosstieError
-from crosstie.orm.integrity import AuditPhase, AuditProgress, AuditResult, AuditState, Finding
+from crosstie.orm.integrity import AuditedReference, AuditPhase, AuditProgress, AuditResult, AuditState, Finding
 from crosstie.workers import presentation
 from crosstie.workers.audit import AuditReport, run_audit
+from crosstie.workers.audit_charts import Point
+from crosstie.workers.audit_discovery import discover
+from crosstie.workers.audit_page import audit_page
+from crosstie.workers.audit_plans import PlannedAudit, planned_audits
+from crosstie.workers.audit_record import history
+from crosstie.workers.audit_references import reflected_reference
 from crosstie.workers.audit_report import EXIT_STATUS
 from crosstie.workers.command_options import Imports
+from crosstie.workers.copies_command import REPAIR, copies_table
+from crosstie.workers.discovery_presentation import show_discovery
 from crosstie.workers.preparation import prepare
 
 __all__ = ["audit", "next_step", "show_report"]
 
 _STYLES: Final = {AuditState.OK: "green", AuditState.FINDINGS: "bold red", AuditState.INCOMPLETE: "bold yellow"}
+PAGE_SAMPLE: Final = 20
+"""Orphans of each reference on a page, at least."""
 _NUMBERS: Final = ("keys", "rows", "orphans", "deferred", "time")
 
 
@@ -45,16 +65,40 @@ def audit(  # noqa: PLR0917 - typer names the options after them
     as_json: Annotated[bool, typer.Option("--json", help="For programs: one JSON document.")] = False,
     everything: Annotated[bool, typer.Option("--all", help="Also the references within one database.")] = False,
     sample: Annotated[int, typer.Option("--sample", min=0, help="Orphans shown for each reference.")] = 5,
+    from_sql: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--from-sql",
+            metavar="REFERENCE",
+            help='A reference without models, "legacy.orders.user_id -> main.users.id"; may be repeated.',
+            show_default=False,
+        ),
+    ] = None,
+    discovering: Annotated[
+        bool, typer.Option("--discover", help="Audit nothing; suggest references that nobody has declared.")
+    ] = False,
+    html: Annotated[
+        Path | None,
+        typer.Option("--html", metavar="FILE", help="Also write a page with charts.", show_default=False),
+    ] = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Only say how each reference would be read, and why.")
+    ] = False,
     imports: Imports = None,
 ) -> None:
-    """Find child rows whose parent, in another database, does not exist.
+    """Find child rows whose parent, in another database, does not exist, and denormalised columns that are wrong.
 
-    Exit status 0 if every reference is whole, 1 if there are orphans, 2 if anything could not be checked.
+    Exit status 0 if everything is whole, 1 if there are orphans or wrong copies, 2 if anything could not be checked.
     """
     try:
         prepare(imports)
+        if discovering:
+            raise typer.Exit(show_discovery(discover(include_local=everything), as_json=as_json))
+        chosen: list[str | AuditedReference] = [*(references or ()), *map(reflected_reference, from_sql or ())]
+        if explain:
+            _explain(planned_audits(chosen or None, include_local=everything, chunk_size=chunk_size), as_json)
         with _progress_bars(shown=not as_json) as progress:
-            report = run_audit(references or None, include_local=everything, chunk_size=chunk_size, progress=progress)
+            report = run_audit(chosen or None, include_local=everything, chunk_size=chunk_size, progress=progress)
     except CrosstieError as error:
         presentation.show_error(str(error))
         if as_json:
@@ -62,11 +106,41 @@ def audit(  # noqa: PLR0917 - typer names the options after them
                 json.dumps({"version": 1, "state": "error", "error": {"code": error.code, "message": str(error)}})
             )
         raise typer.Exit(EXIT_STATUS[AuditState.INCOMPLETE]) from None
+    if html is not None:
+        html.write_text(audit_page(report, _histories(report), sample=max(sample, PAGE_SAMPLE)), encoding="utf-8")
     if as_json:
         typer.echo(report.to_json(sample=sample))
     else:
         show_report(report, sample=sample)
     raise typer.Exit(report.exit_status)
+
+
+def _histories(report: AuditReport) -> dict[str, list[Point]]:
+    """What the last runs of each reference have found, where they are recorded."""
+    found: dict[str, list[Point]] = {}
+    for result in report.results:
+        try:
+            runs = history(result.reference.partition(".")[0], result.reference)
+        except CrosstieError as error:
+            presentation.show_error(str(error))
+            continue
+        found[result.reference] = [Point(one.started_at, one.findings, one.state != "incomplete") for one in runs]
+    return found
+
+
+def _explain(plans: Sequence[PlannedAudit], as_json: bool) -> NoReturn:
+    """Show the plans and end: status 2 where a reference cannot be audited, or there is none."""
+    if as_json:
+        typer.echo(json.dumps({"version": 1, "plans": [one.as_document() for one in plans]}, indent=2))
+    console = presentation.console()
+    for one in [] if as_json else plans:
+        console.print(Text(one.reference, style="bold"), soft_wrap=True)
+        lines = [f"cannot be audited: {one.refusal}"] if one.plan is None else [one.plan.strategy.value]
+        lines += [] if one.plan is None else [*one.plan.reasons, *one.plan.notes]
+        for line in lines:
+            console.print(Text(f"  {line}"), soft_wrap=True)
+    refused = not plans or any(one.plan is None for one in plans)
+    raise typer.Exit(EXIT_STATUS[AuditState.INCOMPLETE if refused else AuditState.OK])
 
 
 @contextlib.contextmanager
@@ -78,6 +152,7 @@ def _progress_bars(*, shown: bool) -> Iterator[_Bars]:
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TextColumn("keys, {task.fields[phase]}"),
+        _Rate(),
         TimeRemainingColumn(),
         console=console,
         transient=True,
@@ -85,6 +160,13 @@ def _progress_bars(*, shown: bool) -> Iterator[_Bars]:
     )
     with bars:
         yield _Bars(bars)
+
+
+class _Rate(ProgressColumn):
+    """Keys in a second, lately."""
+
+    def render(self, task: Task) -> Text:
+        return Text("" if task.speed is None else f"{task.speed:,.0f}/s")
 
 
 class _Bars:
@@ -111,6 +193,13 @@ def show_report(report: AuditReport, *, sample: int) -> None:
             console.print()
             console.print(Text(result.reference, style="bold"), soft_wrap=True)
             console.print(Padding(Group(*details), (0, 0, 0, 2), expand=False))
+    compared = [one.found for one in report.copies if one.found is not None]
+    if compared:
+        console.print()
+        console.print(copies_table(compared))
+    for copies in report.copies:
+        if copies.reason is not None:
+            console.print(Text(f"copies by {copies.name} were not compared: {copies.reason}"), soft_wrap=True)
     console.print()
     console.print(Text(next_step(report)), soft_wrap=True)
 
@@ -171,20 +260,25 @@ def _samples(findings: Sequence[Finding]) -> Table:
 
 def next_step(report: AuditReport) -> str:
     """One line: what to do now."""
-    if not report.results:
+    if not report.results and not report.copies:
         return (
             "Nothing was checked: no imported model declares a reference between two databases. Next: name the modules "
             "of your models in the setting `imports`, or with --import."
         )
-    incomplete = [one for one in report.results if one.state is AuditState.INCOMPLETE]
+    incomplete = [one.reference for one in report.results if one.state is AuditState.INCOMPLETE]
+    incomplete += [one.name for one in report.copies if one.state is AuditState.INCOMPLETE]
     if incomplete:
-        names = " ".join(f'"{one.reference}"' for one in incomplete)
+        names = " ".join(f'"{name}"' for name in dict.fromkeys(incomplete))
         also = "; the orphans above stand as they are" if any(one.orphan_rows for one in report.results) else ""
         return f"Next: remove the cause named above, then run: crosstie audit {names}{also}"
-    if report.state is AuditState.FINDINGS:
+    if any(one.orphan_rows for one in report.results):
         recorded = any(one.reference not in report.unrecorded for one in report.results if one.orphan_rows)
         where = f" (run_id {report.run_id} in crosstie_finding)" if recorded else ""
-        return f"Next: look at the orphans{where}, then restore their parents or delete them, and audit again."
+        return (
+            f"Next: look at the orphans{where}, then restore their parents, or repair: crosstie audit repair REFERENCE."
+        )
+    if report.state is AuditState.FINDINGS:
+        return f"Next: {REPAIR}"
     if any(one.deferred_keys for one in report.results):
         return (
             "No orphan was found. Next: run a worker (or crosstie sweep --once) to resolve the sagas, and audit again."

@@ -20,14 +20,31 @@ from crosstie.orm.clock import now_ms
 from crosstie.orm.connection import ConnectionManager
 from crosstie.orm.database import Database
 from crosstie.orm.errors import DeadlockDetected, LockTimeout, NoSuchTable
-from crosstie.orm.integrity import AuditResult, Finding
-from crosstie.outbox.tables import audit_run, finding
+from crosstie.orm.integrity import AuditPlan, AuditResult, Finding
+from crosstie.outbox.tables import audit_chunk, audit_run, finding
+from crosstie.workers import audit_chunks
+from crosstie.workers.errors import RunLost
 
-__all__ = ["RUNS_KEPT", "RunSummary", "close_run", "last_runs", "open_run", "unrecordable"]
+__all__ = [
+    "RUNS_KEPT",
+    "OpenRun",
+    "RunHeld",
+    "RunSummary",
+    "close_run",
+    "history",
+    "last_runs",
+    "open_run",
+    "open_runs",
+    "renew_run",
+    "take_over",
+    "unrecordable",
+]
 
 RUNS_KEPT: Final = 100
 """So many runs of a reference are kept; what is older is deleted when a run ends."""
 _ROWS_PER_INSERT: Final = 500
+_IS_AUDIT: Final = audit_run.c.epoch > 0
+"""The walks of backfills keep their place in the same table, and hold no run under an epoch."""
 
 
 @dataclass(frozen=True)
@@ -50,28 +67,46 @@ def unrecordable(database: Database) -> str | None:
         return f"the connection {database.name!r} is configured read_only"
     with database.mapped_errors(), database.autocommit.connect() as connection:
         inspector = sa.inspect(connection)
-        missing = [table.name for table in (audit_run, finding) if not inspector.has_table(table.name)]
+        missing = [table.name for table in (audit_run, audit_chunk, finding) if not inspector.has_table(table.name)]
     if missing:
         return f"{database.name!r} has no table {missing[0]}: run `crosstie init`"
     return None
 
 
-def open_run(database: Database, run_id: str, reference: str) -> list[RunSummary]:
-    """Write that this run has begun; returns the runs of the reference that never ended and are superseded now.
+@dataclass(frozen=True)
+class RunHeld:
+    """A run that this process brings to its end: others may help, and take it over once the lease has run out."""
 
-    Raises DatabaseUnavailable, NoSuchTable.
+    database: Database
+    run_id: str
+    reference: str
+    epoch: int
+    lease_s: float
+
+
+def open_run(
+    database: Database, run_id: str, reference: str, plan: AuditPlan | None, *, owner: str, lease_s: float
+) -> tuple[RunHeld, list[RunSummary]]:
+    """Write that this run has begun, with the chunks of its plan if there is one.
+
+    Also returns the runs of the reference that never ended and are superseded now. Raises DatabaseUnavailable,
+    NoSuchTable.
     """
     for attempt in _attempts():
         with attempt:
-            return _open(database, run_id, reference)
+            held = RunHeld(database, run_id, reference, 1, lease_s)
+            return held, _open(held, plan, owner)
     raise AssertionError("the last attempt returns or raises")
 
 
-def _open(database: Database, run_id: str, reference: str) -> list[RunSummary]:
+def _open(held: RunHeld, plan: AuditPlan | None, owner: str) -> list[RunSummary]:
+    database, run_id, reference = held.database, held.run_id, held.reference
     columns = audit_run.c
     unfinished = sa.and_(columns.reference == reference, columns.state == "running")
     with database.mapped_errors(), database.engine.begin() as connection:
         superseded = [_summary(row) for row in connection.execute(sa.select(audit_run).where(unfinished)).mappings()]
+        for one in superseded:
+            audit_chunks.forget(connection, one.run_id, reference)
         if superseded:
             connection.execute(
                 sa.update(audit_run)
@@ -84,17 +119,113 @@ def _open(database: Database, run_id: str, reference: str) -> list[RunSummary]:
             )
         connection.execute(
             sa.insert(audit_run).values(
-                run_id=run_id, reference=reference, state="running", started_at_ms=now_ms(), rows_checked=0, findings=0
+                run_id=run_id,
+                reference=reference,
+                state="running",
+                started_at_ms=now_ms(),
+                rows_checked=0,
+                findings=0,
+                detail=None if plan is None else json.dumps({"plan": plan.as_document()}),
+                epoch=1,
+                owner=owner[:120],
+                lease_until_ms=_until(held.lease_s),
             )
         )
+        if plan is not None:
+            audit_chunks.insert(connection, run_id, reference, plan.chunks)
     return superseded
 
 
-def close_run(database: Database, run_id: str, result: AuditResult) -> None:
-    """Write the end of the run and its findings, in one transaction. Raises DatabaseUnavailable, NoSuchTable."""
+def renew_run(held: RunHeld) -> None:
+    """Prolong the lease to its full length from now. Raises RunLost, DatabaseUnavailable."""
+    with held.database.mapped_errors(), held.database.autocommit.connect() as connection:
+        renewed = connection.execute(
+            sa.update(audit_run).where(_mine(held)).values(lease_until_ms=_until(held.lease_s))
+        )
+    if renewed.rowcount != 1:
+        raise _lost(held)
+
+
+@dataclass(frozen=True)
+class OpenRun:
+    """A run that has not ended, with its plan; `abandoned` once its lease has run out."""
+
+    run_id: str
+    reference: str
+    started_at: datetime
+    plan: AuditPlan
+    epoch: int
+    abandoned: bool
+
+
+def open_runs(database: Database) -> list[OpenRun]:
+    """The runs in this database that are parted into chunks and have not ended. Raises DatabaseUnavailable."""
+    columns = audit_run.c
+    query = (
+        sa.select(audit_run, (columns.lease_until_ms <= now_ms()).label("abandoned"))
+        .where(columns.state == "running", columns.epoch > 0)
+        .order_by(columns.started_at_ms)
+    )
+    return [
+        OpenRun(
+            row.run_id,
+            row.reference,
+            _instant(row.started_at_ms),
+            AuditPlan.of(detail["plan"]),
+            row.epoch,
+            bool(row.abandoned),
+        )
+        for row in database.rows(query)
+        if (detail := json.loads(row.detail or "{}")).get("plan")
+    ]
+
+
+def take_over(database: Database, run: OpenRun, *, owner: str, lease_s: float) -> RunHeld | None:
+    """Hold an abandoned run; None where somebody else was faster. Raises DatabaseUnavailable."""
+    columns = audit_run.c
+    taken = (
+        sa.update(audit_run)
+        .where(
+            columns.run_id == run.run_id,
+            columns.reference == run.reference,
+            columns.state == "running",
+            columns.epoch == run.epoch,
+            columns.lease_until_ms <= now_ms(),
+        )
+        .values(epoch=run.epoch + 1, owner=owner[:120], lease_until_ms=_until(lease_s))
+    )
+    with database.mapped_errors(), database.autocommit.connect() as connection:
+        if connection.execute(taken).rowcount != 1:
+            return None
+    return RunHeld(database, run.run_id, run.reference, run.epoch + 1, lease_s)
+
+
+def _mine(held: RunHeld) -> sa.ColumnElement[bool]:
+    columns = audit_run.c
+    return sa.and_(
+        columns.run_id == held.run_id,
+        columns.reference == held.reference,
+        columns.state == "running",
+        columns.epoch == held.epoch,
+    )
+
+
+def _lost(held: RunHeld) -> RunLost:
+    return RunLost(
+        f"database {held.database.name!r}: audit run {held.run_id} of {held.reference} is no longer this process's: "
+        "its lease had run out and another process ended it, a later run superseded it, or somebody deleted its row."
+    )
+
+
+def _until(lease_s: float) -> sa.ColumnElement[int]:
+    return now_ms() + int(lease_s * 1000)
+
+
+def close_run(held: RunHeld, result: AuditResult) -> None:
+    """Write the end of the run and its findings, in one transaction. Raises RunLost, DatabaseUnavailable."""
     for attempt in _attempts():
         with attempt:
-            _close(database, run_id, result)
+            _close(held, result)
 
 
 def _attempts() -> Iterable[stamina.Attempt]:
@@ -102,7 +233,8 @@ def _attempts() -> Iterable[stamina.Attempt]:
     return stamina.retry_context(on=(LockTimeout, DeadlockDetected), attempts=3, wait_initial=0.1)
 
 
-def _close(database: Database, run_id: str, result: AuditResult) -> None:
+def _close(held: RunHeld, result: AuditResult) -> None:
+    database, run_id = held.database, held.run_id
     with database.mapped_errors(), database.engine.begin() as connection:
         found = list(result.findings)
         for start in range(0, len(found), _ROWS_PER_INSERT):
@@ -110,7 +242,7 @@ def _close(database: Database, run_id: str, result: AuditResult) -> None:
             connection.execute(sa.insert(finding), rows)
         ended = connection.execute(
             sa.update(audit_run)
-            .where(audit_run.c.run_id == run_id, audit_run.c.reference == result.reference)
+            .where(_mine(held))
             .values(
                 state=result.state.value,
                 finished_at_ms=now_ms(),
@@ -120,10 +252,8 @@ def _close(database: Database, run_id: str, result: AuditResult) -> None:
             )
         )
         if ended.rowcount != 1:
-            raise NoSuchTable(
-                f"{database.name!r}: the row of audit run {run_id} in {audit_run.name} is gone: somebody deleted it "
-                "while the audit ran. Run the audit again."
-            )
+            raise _lost(held)
+        audit_chunks.forget(connection, run_id, result.reference)
         _forget_old_runs(connection, result.reference)
 
 
@@ -132,6 +262,7 @@ def last_runs(database_name: str) -> list[RunSummary]:
     database = ConnectionManager.get(database_name)
     newest = (
         sa.select(audit_run.c.reference, sa.func.max(audit_run.c.started_at_ms).label("started_at_ms"))
+        .where(_IS_AUDIT)
         .group_by(audit_run.c.reference)
         .subquery()
     )
@@ -146,6 +277,24 @@ def last_runs(database_name: str) -> list[RunSummary]:
     with database.mapped_errors(), database.autocommit.connect() as connection:
         rows = connection.execute(query).mappings().all()
     return list({row["reference"]: _summary(row) for row in rows}.values())
+
+
+def history(database_name: str, reference: str, *, limit: int = 30) -> list[RunSummary]:
+    """The last runs of a reference that have ended, the oldest first; none without crosstie's tables.
+
+    Raises DatabaseUnavailable.
+    """
+    columns = audit_run.c
+    query = (
+        sa.select(audit_run)
+        .where(columns.reference == reference, columns.state != "running")
+        .order_by(columns.started_at_ms.desc(), columns.run_id)
+        .limit(limit)
+    )
+    try:
+        return [_summary(row._mapping) for row in reversed(ConnectionManager.get(database_name).rows(query))]
+    except NoSuchTable:
+        return []
 
 
 def _forget_old_runs(connection: sa.Connection, reference: str) -> None:

@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from crosstie.orm.integrity import AuditResult, AuditState
+from crosstie.workers.audit_copies import AuditedCopies
 
 __all__ = ["EXIT_STATUS", "AuditReport"]
 
@@ -22,18 +23,22 @@ _FORMAT_VERSION: Final = 1
 
 @dataclass(frozen=True)
 class AuditReport:
-    """One run over some references. `unrecorded` says of each reference without a row of its run why it has none."""
+    """One run over some references and the copies that follow them.
+
+    `unrecorded` says of each reference without a row of its run why it has none.
+    """
 
     run_id: str
     started_at: datetime
     seconds: float
     results: tuple[AuditResult, ...]
     unrecorded: Mapping[str, str]
+    copies: tuple[AuditedCopies, ...] = ()
 
     @property
     def state(self) -> AuditState:
-        """The worst of all; a run over no reference at all has checked nothing and is INCOMPLETE."""
-        states = {result.state for result in self.results}
+        """The worst of all; a run over nothing at all has checked nothing and is INCOMPLETE."""
+        states = {result.state for result in self.results} | {one.state for one in self.copies}
         if not states or AuditState.INCOMPLETE in states:
             return AuditState.INCOMPLETE
         return AuditState.FINDINGS if AuditState.FINDINGS in states else AuditState.OK
@@ -53,6 +58,7 @@ class AuditReport:
             "started_at": self.started_at.isoformat(),
             "seconds": round(self.seconds, 3),
             "references": [self._result(result, sample) for result in self.results],
+            "copies": [one.as_document(sample) for one in self.copies],
         }
 
     def to_json(self, *, sample: int | None = None) -> str:

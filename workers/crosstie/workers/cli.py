@@ -17,7 +17,7 @@ from crosstie.outbox import trigger
 from crosstie.outbox.migrations import current_version, newest_version
 from crosstie.outbox.tables import create_tables
 from crosstie.workers import presentation
-from crosstie.workers.audit_command import audit
+from crosstie.workers.audit_group import audits
 from crosstie.workers.command_options import Imports
 from crosstie.workers.copies_command import backfill_copies, verify_copies
 from crosstie.workers.deployment import deployment_jobs
@@ -25,6 +25,7 @@ from crosstie.workers.map_command import map_models
 from crosstie.workers.metrics_command import serve_metrics
 from crosstie.workers.outbox_command import outbox
 from crosstie.workers.preparation import prepare
+from crosstie.workers.runs_command import runs
 from crosstie.workers.sagas_command import sagas
 from crosstie.workers.status import read_status
 from crosstie.workers.sweep import sync_subscriptions
@@ -200,13 +201,14 @@ def sweep(
         raise typer.Exit(FAILED)
 
 
-cli.command("audit")(audit)
 cli.command("map")(map_models)
 cli.command("backfill")(backfill_copies)
 cli.command("verify-copies")(verify_copies)
 cli.command("metrics")(serve_metrics)
+cli.add_typer(audits, name="audit")
 cli.add_typer(outbox, name="outbox")
 cli.add_typer(sagas, name="sagas")
+cli.add_typer(runs, name="runs")
 
 
 def main(arguments: list[str] | None = None) -> Any:

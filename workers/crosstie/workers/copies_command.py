@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Annotated, Final
 
 import typer
+from rich.table import Table
 
 from crosstie.outbox.backfill import LIMIT_WAITING, backfill
 from crosstie.outbox.comparison import SETTLE_S, ComparedCopies, compare_copies
@@ -16,9 +17,10 @@ from crosstie.workers import presentation
 from crosstie.workers.command_options import Imports
 from crosstie.workers.preparation import prepare
 
-__all__ = ["backfill_copies", "verify_copies"]
+__all__ = ["REPAIR", "backfill_copies", "copies_table", "verify_copies"]
 
 DIFFERING: Final = 1
+REPAIR: Final = "see that no events wait (crosstie status), then repair: crosstie verify-copies --repair"
 
 Copies = Annotated[
     list[str] | None,
@@ -76,7 +78,8 @@ def verify_copies(
         raise typer.Exit(DIFFERING)
 
 
-def _show(found: Sequence[ComparedCopies]) -> None:
+def copies_table(found: Sequence[ComparedCopies]) -> Table:
+    """A line for each group of copies."""
     numbers = ("rows", "differing", "without parent")
     table = presentation.table("copies", *numbers, "for example", numbers=numbers)
     for one in found:
@@ -85,8 +88,12 @@ def _show(found: Sequence[ComparedCopies]) -> None:
             for each in one.differences[:3]
         )
         table.add_row(one.name, f"{one.rows:,}", f"{one.differing:,}", f"{one.orphans:,}", examples)
+    return table
+
+
+def _show(found: Sequence[ComparedCopies]) -> None:
     console = presentation.console()
-    console.print(table)
+    console.print(copies_table(found))
     console.print()
     presentation.show_line(_next_step(found))
 
@@ -100,7 +107,7 @@ def _next_step(found: Sequence[ComparedCopies]) -> str:
     if any(one.repairing for one in found):
         return "Events for the rows that differ are written. Next: let workers apply them, and verify again."
     if not all(one.is_right for one in found):
-        return "Next: see that no events wait (crosstie status), then repair: crosstie verify-copies --repair"
+        return f"Next: {REPAIR}"
     if any(one.orphans for one in found):
         return "Every copy with a parent is right. Next: crosstie audit lists the rows without one."
     return "Every copy equals its original."

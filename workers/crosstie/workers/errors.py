@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from crosstie.orm.errors import ConfigurationError, CrosstieError
 
-__all__ = ["ImportFailed", "MetricsUnavailable", "NothingConfigured", "TickLost", "WorkerError"]
+__all__ = ["ChunkLost", "ImportFailed", "MetricsUnavailable", "NothingConfigured", "RunLost", "TickLost", "WorkerError"]
 
 
 class WorkerError(CrosstieError):
@@ -20,6 +20,19 @@ class TickLost(WorkerError):
 
     code = "worker.tick-lost"
     retryable = True
+
+
+class ChunkLost(WorkerError):
+    """Another process has this chunk of an audit by now."""
+
+    code = "worker.chunk-lost"
+    retryable = True
+
+
+class RunLost(WorkerError):
+    """Another process has ended this run of an audit."""
+
+    code = "worker.run-lost"
 
 
 class ImportFailed(ConfigurationError):

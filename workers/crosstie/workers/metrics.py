@@ -1,4 +1,4 @@
-"""Prometheus metrics of the relay: gauges from the databases, counters and a histogram from the processes that work.
+"""Prometheus metrics: gauges from the databases, counters and a histogram from the processes that work.
 
 A worker has several processes, and each of them applies events. They count into files of one directory, by
 prometheus_client's multiprocess mode; whoever is scraped adds them up. The gauges need no such thing: what waits is
@@ -15,9 +15,10 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Final
 
+from crosstie.orm.cache.tally import tally
 from crosstie.orm.connection import ConnectionManager
 from crosstie.outbox.measure import on_measure
 from crosstie.workers.errors import MetricsUnavailable
@@ -33,7 +34,16 @@ DIRECTORY: Final = "PROMETHEUS_MULTIPROC_DIR"
 LABELS: Final = ("source", "route")
 BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
 
-_prepared: list[RelayMeter] = []
+CACHE: Final = {
+    "hits": "Parents found in the cache.",
+    "request_hits": "Parents found in the cache of the request; they are among the hits.",
+    "misses": "Keys of parents that the database was asked for.",
+    "fills": "Rows put into Redis.",
+    "refused": "Rows that Redis did not take, because they had changed meanwhile.",
+    "errors": "Failures of Redis, and entries that could not be read.",
+}
+
+_prepared: list[RelayMeter | CacheMeter] = []
 
 
 class RelayMeter:
@@ -80,6 +90,22 @@ class RelayMeter:
         self._stolen.labels(source, route).inc()
 
 
+class CacheMeter:
+    """Counts what the cache of this process does. Raises MetricsUnavailable."""
+
+    def __init__(self) -> None:
+        _require_library()
+        from prometheus_client import Counter
+
+        self._counters = {name: Counter(f"crosstie_cache_{name}", text, registry=None) for name, text in CACHE.items()}
+        self.metrics = tuple(self._counters.values())
+
+    def count(self, counts: Mapping[str, int]) -> None:
+        """So much of each has happened."""
+        for name, number in counts.items():
+            self._counters[name].inc(number)
+
+
 def prepare() -> None:
     """Begin to count, where `metrics.port` is set: before the processes are forked that are to be counted together.
 
@@ -96,9 +122,10 @@ def prepare() -> None:
             )
         else:
             os.environ[DIRECTORY] = _own_directory()
-    meter = RelayMeter()
-    on_measure(meter)
-    _prepared.append(meter)
+    relay, cache = RelayMeter(), CacheMeter()
+    on_measure(relay)
+    tally.listeners.append(cache.count)
+    _prepared.extend((relay, cache))
 
 
 def _own_directory() -> str:
@@ -157,10 +184,12 @@ def _registry() -> CollectorRegistry:
     from prometheus_client import CollectorRegistry
     from prometheus_client.multiprocess import MultiProcessCollector
 
+    from crosstie.workers.audit_gauges import AuditCollector
     from crosstie.workers.gauges import BacklogCollector
 
     registry = CollectorRegistry()
     registry.register(BacklogCollector())
+    registry.register(AuditCollector())
     directory = os.environ.get(DIRECTORY)
     if directory and os.path.isdir(directory):  # noqa: PTH112 - the library wants a string
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""The commands `crosstie outbox …` that look on: status, lanes, lag, tail, parked, verify."""
+"""The commands `crosstie outbox …` that look on: status, lanes, lag, tail, parked, inboxes, verify."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import Annotated, Final
 
 import typer
 
+from crosstie.orm.connection import ConnectionManager
 from crosstie.orm.errors import CrosstieError
 from crosstie.outbox.backlog import pending
 from crosstie.outbox.inspection import lane_states, parked_events, waiting_events
 from crosstie.outbox.operation import Selection
+from crosstie.outbox.origins import inbox_origins, origins_of
 from crosstie.outbox.verification import Problem, verify
 from crosstie.workers import presentation
 from crosstie.workers.command_options import (
@@ -27,10 +29,11 @@ from crosstie.workers.command_options import (
     print_json,
     sources,
 )
-from crosstie.workers.outbox_operation import pause, redrive, replace, resume, skip
+from crosstie.workers.outbox_operation import forget_origin, pause, redrive, replace, resume, skip
 from crosstie.workers.outbox_presentation import (
     event_document,
     event_line,
+    inboxes_table,
     lag_table,
     lanes_table,
     parked_table,
@@ -168,6 +171,24 @@ def tail(  # noqa: PLR0917 - typer names the options after them
         time.sleep(interval_s)
 
 
+@outbox.command("inboxes")
+def show_inboxes(databases: Databases = None, as_json: AsJson = False, imports: Imports = None) -> None:
+    """Show which origins the inboxes of targets know, which database has each, and how long it was not heard of.
+
+    Exit status 2 if a database could not be asked: one without a source may be that database's.
+    """
+    asked = ask(sources(databases, imports), inbox_origins)
+    living = ask(ConnectionManager.names(writable=True), lambda name: [(origin, name) for origin in origins_of(name)])
+    asked.errors |= living.errors
+    owners = dict(living.found)
+    if as_json:
+        print_json(asked.document("origins", (asdict(one) | {"source": owners.get(one.origin)} for one in asked.found)))
+    else:
+        presentation.console().print(inboxes_table(asked.found, owners))
+        asked.show_errors()
+    raise typer.Exit(asked.exit_status)
+
+
 @outbox.command("verify")
 def show_problems(databases: Databases = None, as_json: AsJson = False, imports: Imports = None) -> None:
     """Check that the tables agree with each other, with the targets and with the sagas.
@@ -192,5 +213,5 @@ def show_problems(databases: Databases = None, as_json: AsJson = False, imports:
     raise typer.Exit(status)
 
 
-for _command in (redrive, skip, replace, pause, resume):
+for _command in (redrive, skip, replace, pause, resume, forget_origin):
     outbox.command()(_command)

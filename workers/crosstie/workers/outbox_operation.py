@@ -1,4 +1,7 @@
-"""The commands `crosstie outbox …` that change something: redrive, skip, replace, pause, resume. Each is logged."""
+"""The commands `crosstie outbox …` that change something: redrive, skip, replace, pause, resume, forget-origin.
+
+Each is logged.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +12,16 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from crosstie.outbox import operation
+from crosstie.outbox import operation, origins
 from crosstie.outbox.errors import OperationRefused
 from crosstie.outbox.inspection import parked_events
 from crosstie.outbox.operation import Selection
+from crosstie.outbox.origins import UNUSED_FOR_S
 from crosstie.workers import presentation
 from crosstie.workers.command_options import AsJson, Databases, EventId, Imports, Key, Route, print_json, sources
 from crosstie.workers.operator_log import log_operation
 
-__all__ = ["pause", "redrive", "replace", "resume", "skip"]
+__all__ = ["forget_origin", "pause", "redrive", "replace", "resume", "skip"]
 
 POLL_S: Final = 0.1
 
@@ -119,6 +123,26 @@ def resume(route: OneRoute, databases: Databases = None, as_json: AsJson = False
         operation.resume(name, route)
     log_operation("resume", f"route {route!r} of {', '.join(names)}")
     _say(as_json, {"resumed": route, "databases": names}, f"route {route!r} of {', '.join(names)} is resumed")
+
+
+def forget_origin(
+    origin: Annotated[str, typer.Argument(metavar="ORIGIN", help="As `crosstie outbox inboxes` shows it.")],
+    databases: Databases = None,
+    unused_for_s: Annotated[
+        float, typer.Option("--unused-for", min=0, help="Seconds for which nothing was heard of it.")
+    ] = UNUSED_FOR_S,
+    as_json: AsJson = False,
+    imports: Imports = None,
+) -> None:
+    """Delete what the inboxes know of a database that has vanished. Exit status 1 if none knows it."""
+    done = {
+        name: origins.forget_origin(name, origin, unused_for_s=unused_for_s) for name in sources(databases, imports)
+    }
+    total = sum(done.values())
+    if total:
+        log_operation("forget-origin", f"{origin!r} in {', '.join(name for name in done if done[name])}")
+    _say(as_json, {"forgotten": origin, "rows": done}, f"{total} row(s) of origin {origin!r} are forgotten")
+    raise typer.Exit(0 if total else 1)
 
 
 def _read(file: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -11,9 +11,10 @@ from rich.text import Text
 
 from crosstie.outbox.backlog import RouteBacklog
 from crosstie.outbox.inspection import LaneState, ParkedEvent, WaitingEvent
+from crosstie.outbox.origins import InboxOrigin
 from crosstie.workers import presentation
 
-__all__ = ["event_document", "event_line", "lag_table", "lanes_table", "parked_table", "status_table"]
+__all__ = ["event_document", "event_line", "inboxes_table", "lag_table", "lanes_table", "parked_table", "status_table"]
 
 
 def _seconds(value: float | None) -> str:
@@ -31,7 +32,7 @@ def lag_table(found: Sequence[RouteBacklog]) -> Table:
 
 def status_table(found: Sequence[RouteBacklog]) -> Table:
     """A line for each route."""
-    numbers = ("events", "oldest", "parked", "keys", "dead", "failing lanes")
+    numbers = ("events", "oldest", "parked", "keys", "dead", "failing lanes", "wary lanes")
     table = presentation.table("database", "route", *numbers, "last error", numbers=numbers)
     for one in found:
         table.add_row(
@@ -43,6 +44,7 @@ def status_table(found: Sequence[RouteBacklog]) -> Table:
             f"{one.parked_keys:,}",
             Text(f"{one.dead:,}", style="bold red" if one.dead else ""),
             f"{one.failing_lanes:,}",
+            Text(f"{one.wary_lanes:,}", style="bold red" if one.wary_lanes else ""),
             one.last_error or "",
         )
     return table
@@ -50,8 +52,20 @@ def status_table(found: Sequence[RouteBacklog]) -> Table:
 
 def lanes_table(found: Sequence[LaneState]) -> Table:
     """A line for each lane."""
-    numbers = ("lane", "epoch", "events", "oldest", "parked", "failures", "ready in")
-    headers = ("database", "route", "lane", "epoch", "owner", "lease", "events", "oldest", "parked", "failures")
+    numbers = ("lane", "epoch", "events", "oldest", "parked", "failures", "deaths", "ready in")
+    headers = (
+        "database",
+        "route",
+        "lane",
+        "epoch",
+        "owner",
+        "lease",
+        "events",
+        "oldest",
+        "parked",
+        "failures",
+        "deaths",
+    )
     table = presentation.table(*headers, "ready in", "last error", numbers=numbers)
     for one in found:
         lease = "-" if one.lease_left_s is None else _seconds(one.lease_left_s)
@@ -66,19 +80,30 @@ def lanes_table(found: Sequence[LaneState]) -> Table:
             _seconds(one.oldest_s),
             f"{one.parked:,}",
             str(one.failures),
+            str(one.deaths) if one.trying is None else f"{one.deaths} (tried {one.trying})",
             _seconds(one.ready_in_s) if one.ready_in_s else "-",
             one.last_error or "",
         )
     return table
 
 
+def inboxes_table(found: Sequence[InboxOrigin], sources: Mapping[str, str]) -> Table:
+    """A line for each origin and route; `sources` are the databases that have lanes of an origin."""
+    numbers = ("lanes", "unused for")
+    table = presentation.table("target", "origin", "route", "source", *numbers, numbers=numbers)
+    for one in found:
+        cells = (one.target, one.origin, one.route, sources.get(one.origin, "-"))
+        table.add_row(*cells, f"{one.lanes:,}", _seconds(one.unused_s))
+    return table
+
+
 def parked_table(found: Sequence[ParkedEvent], *, payload: bool) -> Table:
     """A line for each event."""
-    numbers = ("id", "attempts", "age", "again in")
-    headers = ("database", "route", "id", "key", "type", "state", "attempts", "age", "again in", "error")
+    numbers = ("id", "attempts", "deaths", "age", "again in")
+    headers = ("database", "route", "id", "key", "type", "state", "attempts", "deaths", "age", "again in", "error")
     table = presentation.table(*headers, *(("payload",) if payload else ()), numbers=numbers)
     for one in found:
-        cells = [one.source, one.route, str(one.id), one.key, one.type, one.state, str(one.attempts)]
+        cells = [one.source, one.route, str(one.id), one.key, one.type, one.state, str(one.attempts), str(one.deaths)]
         cells += [_seconds(one.age_s), _seconds(one.next_in_s), one.error]
         table.add_row(*cells, *((one.payload,) if payload else ()))
     return table

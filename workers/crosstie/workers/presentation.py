@@ -11,10 +11,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from crosstie.sagas import EffectReport
+from crosstie.sagas.declared import RunReport
 from crosstie.workers.status import DatabaseStatus
 from crosstie.workers.sweep import Swept
 
-__all__ = ["console", "show_error", "show_line", "show_status", "show_swept", "table"]
+__all__ = ["console", "show_error", "show_line", "show_status", "show_steps", "show_swept", "table"]
 
 PIPE_WIDTH: Final = 160
 
@@ -47,15 +49,19 @@ def show_status(found: Iterable[DatabaseStatus]) -> None:
     """The databases, then the routes that have events or failures."""
     found = list(found)
     databases = table(
-        "database", "address", "answers in", "applied", "aborted", "quarantined",
-        numbers=("answers in", "applied", "aborted", "quarantined"),
+        "database", "address", "answers in", "applied", "aborted", "owed", "quarantined", "effects due", "quarantined",
+        "runs", "quarantined",
+        numbers=("answers in", "applied", "aborted", "owed", "quarantined", "effects due", "runs"),
     )  # fmt: skip
     routes = table(
-        "database", "route", "events", "oldest", "failing lanes", "parked", "dead", "last error",
-        numbers=("events", "oldest", "failing lanes", "parked", "dead"),
+        "database", "route", "events", "oldest", "failing lanes", "wary lanes", "parked", "dead", "last error",
+        numbers=("events", "oldest", "failing lanes", "wary lanes", "parked", "dead"),
     )  # fmt: skip
     for one in found:
-        sagas = [str(one.unresolved_sagas.get(state, "-")) for state in ("applied", "aborted", "quarantined")]
+        sagas = [str(one.unresolved_sagas.get(state, "-")) for state in ("applied", "aborted", "owed", "quarantined")]
+        sagas += [str(one.unresolved_effects.get(state, "-")) for state in ("due", "quarantined")]
+        runs = one.unfinished_runs
+        sagas += [str(sum(runs.values())), str(runs["quarantined"])] if runs else ["-", "-"]
         ping = "-" if one.ping_s is None else f"{one.ping_s * 1000:.1f} ms"
         databases.add_row(one.name, one.address + (" (read only)" if one.read_only else ""), ping, *sagas)
         for route in one.routes:
@@ -65,6 +71,7 @@ def show_status(found: Iterable[DatabaseStatus]) -> None:
                 str(route.depth),
                 "-" if route.oldest_s is None else f"{route.oldest_s:.1f} s",
                 str(route.failing_lanes),
+                str(route.wary_lanes),
                 str(route.parked),
                 str(route.dead),
                 route.last_error or "",
@@ -79,10 +86,19 @@ def show_status(found: Iterable[DatabaseStatus]) -> None:
             show_error(f"{one.name}: {one.error}")
 
 
-def show_swept(swept: Swept) -> None:
+def show_steps(database: str, report: RunReport) -> None:
+    """The steps of declared sagas after one sweep of their home."""
+    show_line(
+        f"{database}: steps done {report.done}, compensated {report.undone}, failed {report.failed}, of sagas that no "
+        f"imported module declares {report.undeployed}"
+    )
+
+
+def show_swept(swept: Swept, effects: EffectReport) -> None:
     """One database after one sweep."""
     sagas = swept.sagas
     show_line(
-        f"{swept.database}: sagas settled {sagas.settled}, aborted {sagas.aborted}, deferred {sagas.deferred}, "
-        f"quarantined {sagas.quarantined}; events delivered {swept.events}"
+        f"{swept.database}: sagas settled {sagas.settled}, aborted {sagas.aborted + effects.aborted}, deferred "
+        f"{sagas.deferred}, quarantined {sagas.quarantined}; events delivered {swept.events}; effects compensated "
+        f"{effects.compensated}, failed {effects.failed}, quarantined {effects.quarantined}"
     )

@@ -6,10 +6,11 @@ are computed from the database's clock: a machine whose clock is wrong can neith
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
+from zoneinfo import ZoneInfo
 
 from celery.schedules import ParseException, crontab
 
@@ -21,6 +22,7 @@ __all__ = ["Cron", "Every", "Job", "run_if_due"]
 
 CATCH_UP: Final = timedelta(days=1)
 """A slot that passed while no worker ran is made up for within this time."""
+MINUTE: Final = timedelta(minutes=1)
 
 
 @dataclass(frozen=True)
@@ -40,13 +42,16 @@ class Every:
 
 @dataclass(frozen=True)
 class Cron:
-    """The five fields of a cron line, in UTC; a slot is its minute since the epoch.
+    """The five fields of a cron line, in a time zone; a slot is its minute since the epoch.
 
-    A day must satisfy both day fields, as Celery reads them. A job that has never run waits for its next slot. Raises
-    ConfigurationError where the line cannot be read.
+    A day must satisfy both day fields, as Celery reads them. A minute that the clocks skip falls to the first one after
+    the gap; of those that they repeat, the first counts. A job that has never run waits for its next slot. `setting` is
+    where the line stands. Raises ConfigurationError where it cannot be read.
     """
 
     line: str
+    timezone: str = "UTC"
+    setting: str = "audit.schedule"
 
     def __post_init__(self) -> None:
         self._fields()
@@ -58,30 +63,45 @@ class Cron:
             return crontab(minute, hour, weekday, day, month)
         except (ValueError, ParseException) as error:
             raise ConfigurationError(
-                f"audit.schedule: expected the five fields of a cron line, such as '30 3 * * *' for half past three "
-                f"every night (UTC); found {self.line!r} ({error})."
+                f"{self.setting}: expected the five fields of a cron line, such as '30 3 * * *' for half past three "
+                f"every night ({self.timezone}); found {self.line!r} ({error})."
             ) from None
 
     def last_slot(self, at_ms: int) -> int | None:
         """The latest minute at or before this time that the line matches; None where a day has none."""
-        fields = self._fields()
+        fields, zone = self._fields(), ZoneInfo(self.timezone)
         moment = datetime.fromtimestamp(at_ms / 1000, UTC).replace(second=0, microsecond=0)
         oldest = moment - CATCH_UP
         while moment > oldest:
-            if (
-                moment.minute in fields.minute
-                and moment.hour in fields.hour
-                and moment.day in fields.day_of_month
-                and moment.month in fields.month_of_year
-                and moment.isoweekday() % 7 in fields.day_of_week
-            ):
+            if any(_matches(fields, local) for local in _local_minutes(moment, zone)):
                 return int(moment.timestamp()) // 60
-            moment -= timedelta(minutes=1)
+            moment -= MINUTE
         return None
 
     def already_done_slot(self, at_ms: int) -> int:
         """What counts as done for a job that has never run: all that was due before it was configured."""
         return at_ms // 60_000
+
+
+def _local_minutes(moment: datetime, zone: ZoneInfo) -> Iterator[datetime]:
+    """The minutes on a clock of the zone that this minute stands for: none if they are repeated, more after a gap."""
+    local = moment.astimezone(zone)
+    if local.fold:
+        return
+    shown, before = local.replace(tzinfo=None), (moment - MINUTE).astimezone(zone).replace(tzinfo=None)
+    while shown > before:
+        yield shown
+        shown -= MINUTE
+
+
+def _matches(fields: Any, local: datetime) -> bool:
+    return (
+        local.minute in fields.minute
+        and local.hour in fields.hour
+        and local.day in fields.day_of_month
+        and local.month in fields.month_of_year
+        and local.isoweekday() % 7 in fields.day_of_week
+    )
 
 
 @dataclass(frozen=True)

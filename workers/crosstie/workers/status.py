@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-import sqlalchemy as sa
-
 from crosstie.orm.connection import ConnectionManager
 from crosstie.orm.database import Database
 from crosstie.orm.errors import CrosstieError, NoSuchTable
 from crosstie.outbox import RouteBacklog, pending
-from crosstie.outbox.tables import saga
+from crosstie.sagas.declared import count_runs
+from crosstie.sagas.inspection import count_effects, count_sagas
 
 __all__ = ["DatabaseStatus", "read_status"]
 
@@ -27,7 +26,11 @@ class DatabaseStatus:
     ping_s: float | None = None
     error: str | None = None
     unresolved_sagas: dict[str, int] = field(default_factory=dict)
-    """How many records are in a state that a worker must still act upon: `applied`, `aborted`, `quarantined`."""
+    """How many records somebody must still act upon, by state: `applied`, `aborted`, `owed`, `quarantined`."""
+    unresolved_effects: dict[str, int] = field(default_factory=dict)
+    """How many effects are `open` (their sagas run, or have crashed), `due` (to be compensated), `quarantined`."""
+    unfinished_runs: dict[str, int] = field(default_factory=dict)
+    """How many runs of declared sagas are `running`, `compensating`, `quarantined`."""
     routes: list[RouteBacklog] = field(default_factory=list)
 
     @property
@@ -52,22 +55,20 @@ def _read(database: Database) -> DatabaseStatus:
         ping_s = database.ping()
         if read_only:
             return DatabaseStatus(name, address, read_only, ping_s)
-        sagas, routes = _sagas(database), pending(name)
+        sagas, effects, runs = count_sagas(database), count_effects(database), count_runs(database)
+        routes = pending(name)
     except NoSuchTable:
         error = "crosstie's tables are missing here; run `crosstie init`"
         return DatabaseStatus(name, address, read_only, ping_s, error=error)
     except CrosstieError as error:
         return DatabaseStatus(name, address, read_only, ping_s, error=str(error))
-    return DatabaseStatus(name, address, read_only, ping_s, unresolved_sagas=sagas, routes=routes)
-
-
-def _sagas(database: Database) -> dict[str, int]:
-    state = sa.case((saga.c.quarantine.is_not(None), "quarantined"), else_=saga.c.state)
-    query = (
-        sa.select(state, sa.func.count())
-        .where(sa.or_(saga.c.state.in_(["applied", "aborted"]), saga.c.quarantine.is_not(None)))
-        .group_by(state)
+    return DatabaseStatus(
+        name,
+        address,
+        read_only,
+        ping_s,
+        unresolved_sagas=sagas,
+        unresolved_effects=effects,
+        unfinished_runs=runs,
+        routes=routes,
     )
-    with database.mapped_errors(), database.autocommit.connect() as connection:
-        found = {row[0]: row[1] for row in connection.execute(query)}
-    return {"applied": 0, "aborted": 0, "quarantined": 0} | found

@@ -5,8 +5,6 @@ It finds unfinished sagas and undelivered events by reading the database alone, 
 
 from __future__ import annotations
 
-import os
-import socket
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -14,15 +12,19 @@ from typing import Final
 
 from crosstie.orm.connection import ConnectionManager
 from crosstie.outbox import SyncReport, sweep_lanes, sync_routes
+from crosstie.outbox.retention import skip_dead
 from crosstie.sagas import SweepReport, prune, sweep_sagas
+from crosstie.sagas.declared import prune_runs
+from crosstie.workers.retention import forget_audit_runs
 from crosstie.workers.schedule import Every, Job
 
-__all__ = ["Swept", "database_jobs", "process_owner", "sweep_database", "sync_subscriptions"]
+__all__ = ["Swept", "database_jobs", "sweep_database", "sync_subscriptions"]
 
 SAGA_LIMIT: Final = 500
 LANES_LIMIT_S: Final = 5.0
 PRUNE_EVERY_S: Final = 60
 SYNC_ROUTES_EVERY_S: Final = 300
+FORGET_EVERY_S: Final = 3600
 
 
 @dataclass(frozen=True)
@@ -34,11 +36,6 @@ class Swept:
     events: int
     more: bool
     """A limit was reached, so there may be more to do at once."""
-
-
-def process_owner(role: str) -> str:
-    """A name for leases that this process holds: for people who read the tables; no decision rests on it."""
-    return f"{socket.gethostname()[:60]}:{os.getpid()}:{role}"
 
 
 def sweep_database(name: str, *, owner: str, limit_s: float = LANES_LIMIT_S) -> Swept:
@@ -67,5 +64,8 @@ def database_jobs(name: str) -> list[Job]:
     every_s = PRUNE_EVERY_S if retention_s >= PRUNE_EVERY_S else max(1, int(retention_s))
     return [
         Job("prune", Every(every_s), partial(prune, name)),
+        Job("prune_runs", Every(PRUNE_EVERY_S), partial(prune_runs, name)),
         Job("sync_routes", Every(SYNC_ROUTES_EVERY_S), partial(sync_subscriptions, name)),
+        Job("skip_dead", Every(PRUNE_EVERY_S), partial(skip_dead, name)),
+        Job("forget_audit_runs", Every(FORGET_EVERY_S), partial(forget_audit_runs, name)),
     ]

@@ -13,9 +13,11 @@ from crosstie.orm.connection import ConnectionManager
 from crosstie.orm.errors import CrosstieError, DatabaseUnavailable
 from crosstie.outbox import drain as drain_lanes
 from crosstie.sagas import resolve_saga as resolve
+from crosstie.sagas import sweep_effects
 from crosstie.workers.deployment import claiming_database, deployment_jobs
+from crosstie.workers.process import process_owner
 from crosstie.workers.schedule import run_if_due
-from crosstie.workers.sweep import database_jobs, process_owner, sweep_database
+from crosstie.workers.sweep import database_jobs, sweep_database
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -56,7 +58,12 @@ def resolve_saga(home: str, saga_ids: list[str]) -> None:
 
 def sweep(database: str | None = None) -> None:
     """Sweep one database, or all of them, as every worker's sweeper does by itself."""
-    _each(database, lambda name: sweep_database(name, owner=process_owner("sweep-task")))
+
+    def one(name: str) -> None:
+        sweep_database(name, owner=process_owner("sweep-task"))
+        sweep_effects(name)
+
+    _each(database, one)
 
 
 def prune(database: str | None = None) -> None:

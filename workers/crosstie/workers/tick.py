@@ -10,20 +10,21 @@ A holder that crashes keeps its slot until the lease has run out, and then the s
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import sqlalchemy as sa
 
 from crosstie.orm.clock import now_ms
 from crosstie.orm.database import Database
-from crosstie.orm.errors import DatabaseError, DuplicateKey
+from crosstie.orm.errors import DuplicateKey
 from crosstie.outbox.tables import tick as ticks
 from crosstie.workers.errors import TickLost
+from crosstie.workers.lease_keeper import LeaseKeeper
 
-__all__ = ["Tick", "claim", "database_now_ms", "finish", "renew", "running"]
+__all__ = ["Tick", "claim", "database_now_ms", "finish", "release", "renew", "running"]
 
 logger = logging.getLogger(__name__)
 
@@ -98,6 +99,14 @@ def finish(tick: Tick) -> None:
     _update(tick, done_slot=tick.slot, lease_until_ms=0)
 
 
+def release(tick: Tick) -> None:
+    """Let others claim the same slot at once; nothing happens where they could already."""
+    try:
+        _update(tick, lease_until_ms=0)
+    except TickLost as error:
+        logger.debug("%s", error)
+
+
 def _update(tick: Tick, **values: object) -> None:
     with tick.database.mapped_errors(), tick.database.autocommit.connect() as connection:
         updated = connection.execute(
@@ -116,23 +125,6 @@ def running(tick: Tick) -> Iterator[None]:
 
     An exception leaves the slot undone: it is tried again when the lease has run out. Raises what `finish` raises.
     """
-    ended = threading.Event()
-
-    def keep() -> None:
-        while not ended.wait(tick.lease_s / 3):
-            try:
-                renew(tick)
-            except TickLost as error:
-                logger.warning("%s", error)
-                return
-            except DatabaseError as error:  # asked again; the lease outlives two failures
-                logger.warning("job %r could not renew its lease: %s", tick.name, error)
-
-    keeper = threading.Thread(target=keep, name=f"crosstie-tick-{tick.name}", daemon=True)
-    keeper.start()
-    try:
+    with LeaseKeeper(f"tick-{tick.name}", partial(renew, tick), lease_s=tick.lease_s):
         yield
-    finally:
-        ended.set()
-        keeper.join()
     finish(tick)

@@ -1,0 +1,122 @@
+"""Which references there are to audit: declared by models, written in the settings, or given as text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import sqlalchemy as sa
+
+from crosstie.orm.configuration import nearest
+from crosstie.orm.connection import ConnectionManager
+from crosstie.orm.errors import NoSuchTable
+from crosstie.orm.integrity import AuditedReference, Endpoint, UnknownReference
+from crosstie.orm.reference import Reference, references
+
+__all__ = ["known_reference", "reflected_reference", "select_references"]
+
+
+def select_references(
+    chosen: Iterable[Reference | AuditedReference | str] | None = None, *, include_local: bool = False
+) -> list[AuditedReference]:
+    """The references to audit, each once; without a choice, those of models and of the setting `audit.references`.
+
+    A name may be cut down to its child ("secondary.posts.user_id", "posts.user_id") as long as one reference has it.
+    Raises UnknownReference, with the nearest name; for those of the settings, what `reflected_reference` raises.
+    """
+    if chosen is None:
+        found = {one.name: AuditedReference.declared(one) for one in references(crossing_only=not include_local)}
+        for text in ConnectionManager.settings().audit.references:
+            written = reflected_reference(text)
+            found.setdefault(written.name, written)
+        return list(found.values())
+    found = {}
+    for one in chosen:
+        selected = _named(one) if isinstance(one, str) else one
+        if isinstance(selected, Reference):
+            selected = AuditedReference.declared(selected)
+        found.setdefault(selected.name, selected)
+    return list(found.values())
+
+
+def known_reference(name: str) -> AuditedReference | None:
+    """The reference of this whole name, if a model or the settings have it. Raises as `reflected_reference` does."""
+    for one in references():
+        if one.name == name:
+            return AuditedReference.declared(one)
+    texts = {_spelt(text): text for text in ConnectionManager.settings().audit.references}
+    return reflected_reference(texts[name]) if name in texts else None
+
+
+def reflected_reference(text: str) -> AuditedReference:
+    """The reference of "legacy.orders.user_id -> main.users.id", whose tables are read from the databases.
+
+    An end is the name of a connection, a schema if need be, a table and a column. Raises UnknownReference for a text
+    that is none, UnknownConnection, NoSuchTable, DatabaseUnavailable.
+    """
+    child, arrow, parent = text.partition("->")
+    if not arrow:
+        raise UnknownReference(
+            f"expected a reference such as 'legacy.orders.user_id -> main.users.id', and found {text!r} without '->'."
+        )
+    return AuditedReference.between(_reflected(child.strip(), text), _reflected(parent.strip(), text))
+
+
+def _spelt(text: str) -> str:
+    child, _, parent = text.partition("->")
+    return f"{child.strip()} -> {parent.strip()}"
+
+
+def _reflected(end: str, text: str) -> Endpoint:
+    parts = end.split(".")
+    if len(parts) not in {3, 4} or not all(parts):
+        raise UnknownReference(
+            f"expected connection.table.column or connection.schema.table.column, and found {end!r} in {text!r}."
+        )
+    connection_name, *schema, table_name, column_name = parts
+    database = ConnectionManager.get(connection_name)
+    of_schema = schema[0] if schema else None
+    with database.mapped_errors(), database.autocommit.connect() as connection:
+        if not sa.inspect(connection).has_table(table_name, schema=of_schema):
+            raise NoSuchTable(
+                f"database {connection_name!r} ({database.settings.address()}): expected a table {table_name!r}, for "
+                f"{text!r}, and found none."
+            )
+        table = sa.Table(table_name, sa.MetaData(), schema=of_schema, autoload_with=connection, resolve_fks=False)
+    if column_name not in table.c:
+        raise NoSuchTable(
+            f"database {connection_name!r}: expected a column {column_name!r} in table {table_name!r}, for {text!r}."
+            f"{nearest(column_name, [column.name for column in table.c])}"
+        )
+    return Endpoint(connection_name, table, table.c[column_name])
+
+
+def _named(name: str) -> Reference | AuditedReference:
+    declared: dict[str, Reference | str] = {one.name: one for one in references()}
+    for text in ConnectionManager.settings().audit.references:
+        declared.setdefault(_spelt(text), text)
+    matches = [name] if name in declared else [full for full in declared if _short_for(name, full)]
+    if len(matches) == 1:
+        found = declared[matches[0]]
+        return reflected_reference(found) if isinstance(found, str) else found
+    if matches:
+        raise UnknownReference(f"{name!r} may mean {' or '.join(map(repr, matches))}: write the whole name, quoted.")
+    if not declared:
+        raise UnknownReference(
+            f"no reference is called {name!r}, because no imported model declares one. Name the modules of your models "
+            "in the setting `imports`, or with --import; or audit without models: crosstie audit --from-sql."
+        )
+    raise UnknownReference(f"no reference is called {name!r}.{_nearest(name, list(declared))}")
+
+
+def _short_for(name: str, full: str) -> bool:
+    child = full.partition(" -> ")[0]
+    return bool(name) and (child == name or child.endswith(f".{name}"))
+
+
+def _nearest(name: str, declared: Sequence[str]) -> str:
+    """Compared by its child alone where only that was written."""
+    if "->" in name:
+        return nearest(name, list(declared))
+    by_child = {full.partition(" -> ")[0]: full for full in declared}
+    short = {".".join(child.split(".")[-1 - name.count(".") :]): full for child, full in by_child.items()}
+    return nearest(name, list(short) if name.count(".") < 2 else list(by_child))
