@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 
 import pytest
 
-from bench import guard, leftovers, servers
+from bench import guard, leftovers, private_servers, servers, turns
 from bench.databases import KINDS, DatabaseKind, Pair, Solo, TestDatabase, Trio, fresh_database
 from bench.processes import Child, Spawner
 from bench.proxy import Proxy
@@ -35,6 +35,14 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     """Drop what dead earlier runs left on the servers; under xdist once, before the workers start."""
     if not hasattr(session.config, "workerinput"):
         leftovers.drop_leftovers()
+        private_servers.delete_leftovers()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the pairs that are not in turn, where pairs take turns."""
+    if turns.turns_are_taken():
+        items[:], out = turns.leave_out(items, {"pair": PAIRS, "crash_pair": CRASH_PAIRS})
+        config.hook.pytest_deselected(items=out)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import re
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from bench.processes import Child, Spawner, Worker, child_environment
+from bench.fork_server import lead_group
+from bench.processes import Child, Spawner, Worker, child_environment, lives
 from bench.waiting import eventually
 
 APP = """
@@ -18,14 +20,6 @@ app = celery.Celery("bench", broker="memory://")
 app.conf.broker_connection_retry_on_startup = True
 """
 WORKER = ("-m", "celery", "-A", "bench_app", "worker", "--concurrency", "1", "--loglevel", "INFO")
-
-
-def alive(pid: int) -> bool:
-    """Whether the process runs; one that is dead and not yet reaped does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in {"Z", "X"}
-    except FileNotFoundError:
-        return False
 
 
 def test_a_child_that_kills_itself_is_seen_as_killed(spawn: Spawner) -> None:
@@ -79,7 +73,7 @@ def test_a_child_that_never_ends_is_not_waited_for_for_ever(spawn: Spawner) -> N
     with pytest.raises(AssertionError, match=r"still runs after 0\.01 s"):
         child.wait(within_s=0.01)
     child.close()
-    assert not alive(child.pid)
+    assert not lives(child.pid)
 
 
 FAMILY = """
@@ -96,7 +90,7 @@ def test_a_kill_reaches_the_whole_group(spawn: Spawner) -> None:
     grandchild = int(child.wait_for_line("grandchild").split()[1])
     child.kill()
     child.wait_killed()
-    eventually(lambda: not alive(grandchild), describe="the grandchild's death")
+    eventually(lambda: not lives(grandchild), describe="the grandchild's death")
 
 
 def test_a_group_left_behind_by_its_leader_dies_with_the_test(spawn: Spawner) -> None:
@@ -105,9 +99,9 @@ def test_a_group_left_behind_by_its_leader_dies_with_the_test(spawn: Spawner) ->
     grandchild = int(child.wait_for_line("grandchild").split()[1])
     child.signal(signal.SIGKILL)
     child.wait_killed()
-    assert alive(grandchild)
+    assert lives(grandchild)
     child.close()
-    eventually(lambda: not alive(grandchild), describe="the grandchild's death")
+    eventually(lambda: not lives(grandchild), describe="the grandchild's death")
 
 
 def test_children_die_with_a_test_run_that_is_killed(spawn: Spawner) -> None:
@@ -124,7 +118,7 @@ def test_children_die_with_a_test_run_that_is_killed(spawn: Spawner) -> None:
     )
     pid = int(run.wait_for_line("child").split()[1])
     run.wait_killed()
-    eventually(lambda: not alive(pid), describe="the child's death")
+    eventually(lambda: not lives(pid), describe="the child's death")
 
 
 def test_a_childs_environment_has_none_of_this_processs_settings(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,8 +131,62 @@ def test_a_childs_environment_has_none_of_this_processs_settings(monkeypatch: py
     assert environment["CROSSTIE_SWEEP_INTERVAL_S"] == "0.2"
 
 
+def test_a_child_is_as_if_started_anew(spawn: Spawner) -> None:
+    """Libraries are there; crosstie, which reads the environment while it is imported, is not, nor are tests."""
+    child = spawn.code(
+        """
+        import os, random, signal, sys, threading
+        ours = [name for name in sys.modules if name.split(".")[0] in ("crosstie", "bench", "conftest")]
+        assert not ours, ours
+        assert "sqlalchemy" in sys.modules
+        assert threading.active_count() == 1 and os.getpgid(0) == os.getpid()
+        assert os.fstat(0).st_rdev == os.makedev(1, 3)  # /dev/null
+        assert sys.argv == ["-c", "one", "two"] and sys.path[0] == "" and __name__ == "__main__"
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        assert sorted(int(fd) for fd in os.listdir("/proc/self/fd"))[:3] == [0, 1, 2]
+        assert len(os.listdir("/proc/self/fd")) == 4, os.listdir("/proc/self/fd")  # and the one that lists them
+        print(os.getcwd(), os.environ["MARK"], os.environ.get("CROSSTIE_FAULTS"), random.random())
+        """,
+        *("one", "two"),
+        environment={"MARK": "mine"},
+    )
+    folder, mark, faults, chance = child.wait_ok().split()
+    assert (folder, mark, faults) == (str(spawn.folder), "mine", "None")
+    assert spawn.code("import random; print(random.random())").wait_ok().strip() != chance
+
+
+def test_a_script_and_a_module_are_run_as_the_interpreter_runs_them(spawn: Spawner) -> None:
+    """With their folder on the path, their arguments, and `__main__` being theirs."""
+    (spawn.folder / "neighbour.py").write_text("VALUE = 42\n")
+    program = spawn.folder / "program.py"
+    program.write_text(
+        "import pickle, sys, neighbour\nclass Own: pass\n"
+        "print(neighbour.VALUE, __name__, sys.argv[1:], type(pickle.loads(pickle.dumps(Own()))) is Own)\n"
+    )
+    assert spawn.python(program, "x").wait_ok().strip() == "42 __main__ ['x'] True"
+    assert spawn.python("-m", "program", "x").wait_ok().strip() == "42 __main__ ['x'] True"
+
+
+def test_what_the_interpreter_reads_at_its_start_is_refused(spawn: Spawner) -> None:
+    """It would be too late for it, and nobody would notice."""
+    with pytest.raises(ValueError, match="PYTHONHASHSEED: a forked child's interpreter has started already"):
+        spawn.code("", environment={"PYTHONHASHSEED": "1"})
+
+
+def test_a_child_that_is_another_program_already_leads_its_group() -> None:
+    """Seen on a busy machine: the child had executed its program before the server came to set its group."""
+    with subprocess.Popen(["sleep", "60"], process_group=0) as child:  # returns once it is that program
+        try:
+            lead_group(child.pid)
+            assert os.getpgid(child.pid) == child.pid
+        finally:
+            child.kill()
+
+
 def test_children_leave_no_file_open() -> None:
     """Pipes and process handles are closed, or thousands of tests would run out of them."""
+    with Child(["-c", ""]) as child:
+        child.wait_ok()  # now the server that forks them is there
     before = set(Path("/proc/self/fd").iterdir())
     with Child(["-c", "print('done')"]) as child:
         child.wait_ok()

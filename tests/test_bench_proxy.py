@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +203,29 @@ def test_a_trigger_that_nothing_pulls_says_so(served: TestDatabase, proxy_to: Pr
         proxy.heal()
         run(connection, "COMMIT")
     assert not trigger.fired.is_set()
+
+
+def test_a_client_that_arrives_at_the_moment_of_the_cut_is_reset_and_its_socket_closed() -> None:
+    """It was accepted, and its connection not yet made, when the proxy stops listening."""
+    with socket.create_server(("127.0.0.1", 0)) as server, Proxy(*server.getsockname()) as proxy:
+        for _ in range(20):
+            held, go_on = threading.Event(), threading.Event()
+
+            def hold(held: threading.Event = held, go_on: threading.Event = go_on) -> None:
+                held.set()
+                go_on.wait(20)
+
+            proxy._loop.call_soon_threadsafe(hold)
+            assert held.wait(20)
+            with ThreadPoolExecutor(1) as pool, socket.create_connection(("127.0.0.1", proxy.port)) as client:
+                cut = pool.submit(proxy.cut)
+                go_on.set()
+                cut.result()
+                client.settimeout(20)
+                with suppress(ConnectionResetError):
+                    assert client.recv(1) == b""
+            gc.collect()  # an unclosed socket is a warning, and that an error
+            proxy.heal()
 
 
 def test_a_proxy_before_a_dead_server_resets_its_clients() -> None:

@@ -13,6 +13,7 @@
 - `redis_url`, `rabbitmq_url`: shared servers, so use names of your own in them
 - always: a test fails that leaves a transaction or a saga open in its thread; pools are closed after each test
 
+In continuous integration the pairs take turns (bench/turns.py); `CROSSTIE_TEST_PAIRS=all` runs all of them.
 PostgreSQL databases are emptied and renamed for the next test where that cannot be noticed, else dropped.
 A missing server skips the tests that need it, with a loud summary; with `CI=true` it fails them.
 
@@ -24,12 +25,17 @@ A missing server skips the tests that need it, with a loud summary; with `CI=tru
 - `fresh_database(kind, folder)`: context manager, for tests that need other combinations
 - `bench.guard.configured_databases(Solo | Pair | Trio, tables=True)`: context manager
 
+**bench.private_servers**: `with private_server("postgresql" | "mariadb", folder, settings={...}) as server`: one of the
+test's own. `.config`, `.port`, `.database() -> TestDatabase`; `.kill()` (SIGKILL of all its processes), `.start()`
+(again: same data, same port), `.stop()`, `.restart()`; `.home`, `.pids`, `.output`. It takes one to three seconds.
+
 **bench.proxy.Proxy**: `.port`, `.connections`, `.cut()`, `.deaf("both" | "to_server" | "to_client")`, `.heal()`,
 `.cut_after(pattern, direction="to_server", moment="answered")`, `.deaf_after(..., deafens="both")` -> `Trigger` with
 `.wait(within_s)` and the event `.fired`. Moments: `withheld` (a COMMIT is lost), `forwarded`, `answered` (it has been
 executed, its acknowledgement is lost).
 
-**bench.processes** (`environment` is added to one without this process's `CROSSTIE_*`)
+**bench.processes** (`environment` is added to one without this process's `CROSSTIE_*`; a child is forked with the
+libraries loaded, not with crosstie: bench/fork_server.py)
 
 - `spawn.code(text, *args, environment=)`, `spawn.python(*args, environment=)` -> `Child`: `.pid`, `.output`,
   `.exit_code`, `.wait_for_line(regex, within_s=)`, `.wait(within_s=) -> int`, `.wait_ok() -> output`,

@@ -18,7 +18,8 @@ __all__ = ["KINDS", "DatabaseKind", "ServedKind", "connect", "create", "drop", "
 ServedKind = Literal["postgresql", "mariadb"]
 DatabaseKind = Literal["sqlite", "postgresql", "mariadb"]
 KINDS: Final[tuple[DatabaseKind, ...]] = ("sqlite", "postgresql", "mariadb")
-CONNECT_TIMEOUT_S: Final = 5
+CONNECT_TIMEOUT_S: Final = 30
+"""A server that is up and answers late is no error of a test; on a machine with much to do it may be that late."""
 LOCK_TIMEOUT_S: Final = 10
 
 

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
-__all__ = ["HANGING", "Reached", "crash_at", "crash_env", "hang_env"]
+if TYPE_CHECKING:
+    from crosstie.testing import Reached
+
+__all__ = ["HANGING", "crash_at", "crash_env", "hang_env"]
 
 HANGING: Final = "crosstie: fault point reached"
 """The line by which a child armed with `hang_env` signals that it has stopped at the place."""
-
-
-@dataclass
-class Reached:
-    """How often an armed place has made the code fail."""
-
-    times: int = 0
 
 
 def crash_env(name: str, nth: int = 1) -> dict[str, str]:
@@ -32,22 +27,11 @@ def hang_env(name: str, nth: int = 1) -> dict[str, str]:
 
 @contextmanager
 def crash_at(name: str, *, nth: int = 1) -> Iterator[Reached]:
-    """Raise FaultInjected where this process reaches the place for the `nth` time inside the block.
+    """`crosstie.testing.crash_at`, imported late: tests without crosstie do not pay for it."""
+    from crosstie.testing.faults import crash_at as failing_at
 
-    Raises AssertionError at the end of a block that never reached it: such a test would prove nothing.
-    """
-    from crosstie.orm.faults import FaultInjected, armed
-
-    reached = Reached()
-
-    def fail() -> None:
-        reached.times += 1
-        raise FaultInjected(name)
-
-    with armed(name, fail, nth=nth):
+    with failing_at(name, nth=nth) as reached:
         yield reached
-    if not reached.times:
-        raise AssertionError(f"the fault point {name!r} was not reached {nth} times")
 
 
 def _environment(name: str, action: Literal["kill", "hang"], nth: int) -> dict[str, str]:

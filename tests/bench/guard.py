@@ -12,6 +12,7 @@ from typing import Any
 
 from bench import proxy
 from bench.databases import DatabaseSet
+from bench.schema import make_tables
 
 __all__ = ["configured_databases", "hush", "left_behind", "release"]
 
@@ -56,10 +57,8 @@ def configured_databases(databases: DatabaseSet, *, tables: bool = True) -> Iter
     ConnectionManager.configure(databases.configuration)
     try:
         if tables:
-            from crosstie.outbox.tables import create_tables
-
-            for name in databases.by_name:
-                create_tables(ConnectionManager.get(name))
+            for name, database in databases.by_name.items():
+                make_tables(name, database)
         yield
     finally:
         release()

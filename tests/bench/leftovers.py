@@ -14,7 +14,7 @@ from typing import Any, Final
 from bench import engines
 from bench.servers import probe, server_url
 
-__all__ = ["PREFIX", "drop_leftovers", "owner_pid", "unique_name"]
+__all__ = ["PREFIX", "alive", "drop_leftovers", "owner_pid", "unique_name"]
 
 PREFIX: Final = "crosstie_test_"
 SWEEP_LOCK: Final = "crosstie_test_sweep"
@@ -52,7 +52,7 @@ def _sweep(kind: engines.ServedKind) -> Iterator[str]:
             names = [str(row[0]) for row in cursor.fetchall()]
         for name in names:
             pid = owner_pid(name)
-            if pid is not None and not _alive(pid):
+            if pid is not None and not alive(pid):
                 engines.drop(kind, admin, name)
                 yield name
 
@@ -73,7 +73,8 @@ def _machine() -> str:
     return hashlib.sha256(place.encode()).hexdigest()[:6]
 
 
-def _alive(pid: int) -> bool:
+def alive(pid: int) -> bool:
+    """Whether there is a process of this number, whoever's it is."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

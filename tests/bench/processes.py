@@ -7,8 +7,6 @@ import os
 import re
 import select
 import signal
-import subprocess
-import sys
 import textwrap
 import threading
 import time
@@ -16,33 +14,57 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, Self
 
-__all__ = ["Child", "Spawner", "Worker", "child_environment"]
+from bench.fork_server import fork_server
+
+__all__ = ["Child", "Spawner", "Worker", "child_environment", "lives", "state_of"]
 
 TESTS: Final = Path(__file__).resolve().parents[1]
-LAUNCHER: Final = Path(__file__).with_name("launch.py")
 START_TIMEOUT_S: Final = 30.0
 EXIT_TIMEOUT_S: Final = 30.0
 DRAIN_TIMEOUT_S: Final = 1.0
 
 
 def child_environment(additions: Mapping[str, str]) -> dict[str, str]:
-    """This process's environment without its own crosstie settings, with `bench` importable, and the additions."""
+    """This process's environment without its own crosstie settings, with `bench` importable, and the additions.
+
+    What the interpreter reads when it starts cannot be among the additions. Raises ValueError.
+    """
+    early = [name for name in additions if name.startswith("PYTHON")]
+    if early:
+        raise ValueError(f"{', '.join(early)}: a forked child's interpreter has started already; start one yourself")
     ours = {k: v for k, v in os.environ.items() if not k.startswith("CROSSTIE_") or k.startswith("CROSSTIE_TEST_")}
     path = os.pathsep.join(filter(None, [str(TESTS), ours.get("PYTHONPATH", "")]))
     return ours | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"} | dict(additions)
 
 
-class Child:
-    """A Python process in a process group of its own; a context manager that kills the group at its end.
+def state_of(pid: int) -> str:
+    """The kernel's letter: `T` for one that is stopped, `Z` for one that is dead and not yet reaped; empty for none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
-    `arguments` are those of the interpreter: a script's path, or `-m` or `-c` and what follows. The dead leader is
-    reaped only by `close`, so that its number cannot become another process's while the group is still addressed by it.
+
+def lives(pid: int) -> bool:
+    """Whether the process runs."""
+    return state_of(pid) not in {"", "Z", "X"}
+
+
+class Child:
+    """A process in a process group of its own; a context manager that kills the group at its end.
+
+    By default it is Python, forked with the libraries loaded (see fork_server.py) and else as if started anew;
+    `arguments` are then those of the interpreter: a script's path, or `-m` or `-c` and what follows. With a `program`
+    it is that one, and with a `user` it runs as that one, if this process is root's. The dead leader is reaped only by
+    `close`, so that its number cannot become another process's while the group is still addressed by it.
     """
 
     def __init__(
         self,
         arguments: Sequence[str | Path],
         *,
+        program: str | Path = "",
+        user: str = "",
         environment: Mapping[str, str] | None = None,
         folder: Path | None = None,
         name: str = "child",
@@ -51,19 +73,21 @@ class Child:
         self._lines: list[str] = []
         self._changed = threading.Condition()
         self._output_ended = False
-        command = [sys.executable, "-I", "-S", LAUNCHER, str(os.getpid()), sys.executable, *arguments]
-        self._process = subprocess.Popen(
-            command,
-            env=child_environment(environment or {}),
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-        )
-        self.pid = self._process.pid
+        self._ended_with: int | None = None
+        self._server = fork_server(child_environment({}))
+        readable, writable = os.pipe()
+        try:
+            self.pid = self._server.spawn(
+                [str(argument) for argument in arguments],
+                output=writable,
+                environment=child_environment(environment or {}),
+                folder=folder or Path.cwd(),
+                program=str(program),
+                user=user,
+            )
+        finally:
+            os.close(writable)
+        self._pipe = os.fdopen(readable, encoding="utf-8", errors="replace")
         self._pidfd = os.pidfd_open(self.pid)
         self._reader = threading.Thread(target=self._read, name=f"output of {name}", daemon=True)
         self._reader.start()
@@ -86,12 +110,7 @@ class Child:
     @property
     def exit_code(self) -> int | None:
         """None while it runs; negative for the signal that killed it."""
-        if self._process.returncode is not None:
-            return self._process.returncode
-        status = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        if status is None:
-            return None
-        return status.si_status if status.si_code == os.CLD_EXITED else -status.si_status
+        return self._server.exit_code(self.pid) if self._ended_with is None else self._ended_with
 
     def wait_for_line(self, pattern: str, *, within_s: float = START_TIMEOUT_S) -> str:
         """Return the first line, past or to come, in which the regular expression is found.
@@ -148,19 +167,17 @@ class Child:
 
     def close(self) -> None:
         """Kill what is left of the group, reap the leader, close the pipe."""
-        if self._process.returncode is not None:
+        if self._ended_with is not None:
             return
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
-        self._process.wait()
+        self._ended_with = self._server.reap(self.pid)
         self._reader.join(DRAIN_TIMEOUT_S)
         os.close(self._pidfd)
-        assert self._process.stdout is not None
-        self._process.stdout.close()
+        self._pipe.close()
 
     def _read(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
+        for line in self._pipe:
             with self._changed:
                 self._lines.append(line)
                 self._changed.notify_all()

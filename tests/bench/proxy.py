@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, Self, TypeVar
 
 from bench.links import Direction, Link, Moment, Side, Trigger
 
-__all__ = ["Direction", "Moment", "Proxy", "Trigger", "close_all"]
+__all__ = ["Direction", "Ears", "Moment", "Proxy", "Trigger", "close_all"]
 
 T = TypeVar("T")
 Ears = Direction | Literal["both"]
@@ -39,7 +39,8 @@ class Proxy:
         self._deaf: set[Direction] = set()
         self._links: set[Link] = set()
         self._failures: list[str] = []
-        self._server: asyncio.Server | None = None
+        self._listening: socket.socket | None = None
+        self._arriving: set[asyncio.Task[object]] = set()
         # Bound but never listening: keeps the port ours while `cut` has the listening socket closed.
         self._reservation = _bound(0)
         self.port: int = self._reservation.getsockname()[1]
@@ -116,7 +117,7 @@ class Proxy:
     def opened(self, link: Link) -> None:
         """A client has connected; too late where the cut came between its arrival and this call."""
         self._links.add(link)
-        if self._server is None:
+        if self._listening is None:
             link.reset()
 
     def closed(self, link: Link) -> None:
@@ -145,8 +146,23 @@ class Proxy:
         return trigger
 
     async def _listen(self) -> None:
-        if self._server is None:
-            self._server = await self._loop.create_server(lambda: Link(self).client, sock=_bound(self.port))
+        # Not by an asyncio.Server: one that is closed just when a client has come leaves that one's socket unclosed.
+        if self._listening is None:
+            self._listening = _bound(self.port)
+            self._listening.setblocking(False)
+            self._listening.listen()
+            self._loop.add_reader(self._listening, self._accept, self._listening)
+
+    def _accept(self, listening: socket.socket) -> None:
+        try:
+            client, _ = listening.accept()
+        except (BlockingIOError, ConnectionAbortedError):  # it has gone again
+            return
+        client.setblocking(False)
+        arrival = self._loop.connect_accepted_socket(lambda: Link(self).client, client)
+        task: asyncio.Task[object] = self._loop.create_task(arrival)
+        self._arriving.add(task)
+        task.add_done_callback(self._arriving.discard)
 
     async def _cut(self) -> None:
         self._cut_now()
@@ -156,9 +172,10 @@ class Proxy:
             await asyncio.sleep(0)
 
     def _cut_now(self, *, spare: Side | None = None) -> None:
-        if self._server is not None:
-            self._server.close()
-            self._server = None
+        if self._listening is not None:
+            self._loop.remove_reader(self._listening)
+            self._listening.close()
+            self._listening = None
         for link in list(self._links):
             link.reset(spare=spare)
 

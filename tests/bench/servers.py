@@ -10,7 +10,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, NoReturn
 
 import pytest
 from sqlalchemy.engine import make_url
@@ -23,6 +23,7 @@ __all__ = [
     "complaint",
     "in_ci",
     "probe",
+    "refuse",
     "require",
     "server_url",
     "untested",
@@ -78,11 +79,16 @@ def complaint(found: Probe, *, ci: bool) -> tuple[Literal["use", "skip", "fail"]
 def require(kind: ServerKind) -> str:
     """Return the server's URL; skip the calling test where it is missing, or fail it in CI."""
     verdict, reason = complaint(probe(kind), ci=in_ci())
-    if verdict == "skip":
-        pytest.skip(reason)
-    if verdict == "fail":
-        pytest.fail(reason, pytrace=False)
+    if verdict != "use":
+        refuse(reason)
     return server_url(kind)
+
+
+def refuse(reason: str) -> NoReturn:
+    """Skip the calling test for want of a server, or fail it in CI."""
+    if in_ci():
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)
 
 
 def untested(skip_reasons: Iterable[str]) -> list[str]:

@@ -25,7 +25,6 @@ from outbox.bank import Moved
 Configure = Callable[..., dict[str, str]]
 POINTS: Final = {
     "relay.claimed": False,
-    "relay.recovered": False,
     "broker.published": True,
     "relay.target-committed": True,
     "relay.acknowledged": True,

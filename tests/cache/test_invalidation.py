@@ -259,6 +259,23 @@ def test_an_undo_is_a_change_too(blog: Any, crash_pair: Pair) -> None:
     assert carry() == 1
 
 
+def test_a_redo_is_a_change_too(blog: Any) -> None:
+    """Somebody has looked the author up between home's commit and the redo in the branch, whose own word was lost."""
+    author = _cached(blog)
+    with (
+        crash_at("forward.home-committed"),
+        pytest.raises(FaultInjected),
+        saga("rename", recover="forward", home="secondary", expiry_s=-1),
+    ):
+        blog.Author(handle=author.handle, name="Bob").upsert(on="handle")
+        blog.Post(author_id=None).save()
+    assert cached_name(blog, author) == "Ann"
+    assert carry() == 0
+    assert sweep_sagas("secondary").settled == 1
+    assert cached_name(blog, author) == "Bob"
+    assert carry() == 1
+
+
 def test_an_undo_whose_process_dies_is_told_by_its_event(blog: Any, crash_pair: Pair) -> None:
     """Written in the transaction that undoes."""
     author = _cached(blog)
@@ -365,7 +382,7 @@ def test_a_word_that_nobody_can_read_holds_up_no_other(blog: Any, crash_pair: Pa
     author = _cached(blog)
     with crash_at("cache.forgetting"):
         author.update(name="Bob")
-    crash_pair.first.execute("UPDATE crosstie_outbox SET lane = 0")
+    crash_pair.first.execute("UPDATE crosstie_outbox SET lane = 0, id = id + 100")
     crash_pair.first.execute(
         "INSERT INTO crosstie_outbox (id, route, lane, uid, {key}, operation, type, schema_version, payload, headers, "
         "created_at_ms) SELECT id - 1, route, lane, 'u', 'u', operation, type, schema_version, %s, headers, "

@@ -7,13 +7,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from bench.databases import Trio
 from copies.forum import open_forum, propagate, settle
 from crosstie.orm import ActiveRecord
 from crosstie.orm.faults import FaultInjected, armed
 from crosstie.orm.field import IntegerPKMixin
-from crosstie.sagas import SagaAborted, saga
+from crosstie.orm.mapping import mapping_of
+from crosstie.sagas import SagaAborted, saga, sweep_sagas
 
 
 class Log(IntegerPKMixin, ActiveRecord):
@@ -163,3 +165,29 @@ def test_an_aborted_saga_leaves_no_events_behind(forum: Any, configured_trio: Tr
     aborted_after(lambda: None, lambda: user.update(username="x"))
     saga_ids = configured_trio.first.rows("SELECT saga_id FROM crosstie_outbox")
     assert saga_ids == [(None,), (None,)]
+
+
+def test_a_copy_that_is_redone_too_late_is_put_right(forum: Any, configured_trio: Trio) -> None:
+    """The user was renamed between home's commit and the redo, when nobody could see the post."""
+    user = forum.User(username="ann").save()
+
+    def die() -> None:
+        raise KeyboardInterrupt
+
+    with (
+        armed("forward.home-committed", die),
+        pytest.raises(KeyboardInterrupt),
+        saga("post", recover="forward", expiry_s=-1) as s,
+    ):
+        Log().save()
+        # By a statement that tells nobody, and has filled in the copy itself.
+        row = {"id": 50, "user_id": user.id, "username": "ann", "title": "t", "lock_version": 0}
+        s.connection("secondary").execute(sa.insert(mapping_of(forum.Post).table), row)
+    user.update(username="anna")
+    propagate()
+
+    assert sweep_sagas("tertiary").settled == 1
+
+    assert configured_trio.second.rows("SELECT username FROM posts") == [("ann",)]
+    propagate()
+    assert configured_trio.second.rows("SELECT username FROM posts") == [("anna",)]

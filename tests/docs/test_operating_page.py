@@ -14,7 +14,7 @@ import typer
 from bench.documents import ROOT
 from crosstie.orm.configuration import load_settings
 from crosstie.outbox import parking, relay, tables, verification
-from crosstie.workers import gauges, metrics
+from crosstie.workers import audit_gauges, gauges, metrics
 from crosstie.workers.cli import cli
 
 PAGE = (ROOT / "docs" / "operating.md").read_text()
@@ -71,10 +71,16 @@ def test_the_problems_of_the_page_are_those_that_verify_finds() -> None:
 
 def test_the_metrics_of_the_page_are_those_that_are_served() -> None:
     """By their names; counters end with _total."""
-    meter = metrics.RelayMeter()
-    kinds = [(family.name, family.type) for metric in meter.metrics for family in metric.collect()]
+    counted = [*metrics.RelayMeter().metrics, *metrics.CacheMeter().metrics]
+    kinds = [(family.name, family.type) for metric in counted for family in metric.collect()]
     served = {f"{name}_total" if kind == "counter" else name for name, kind in kinds}
-    served |= {f"crosstie_outbox_{name}" for name in gauges._GAUGES} | {"crosstie_database_up"}
+    served |= {f"crosstie_audit_{name}" for name in audit_gauges._GAUGES}
+    served |= {f"crosstie_outbox_{name}" for name in gauges._GAUGES} | {
+        "crosstie_database_up",
+        "crosstie_sagas",
+        "crosstie_saga_effects",
+        "crosstie_runs",
+    }
     rows = [line.split("|")[1] for line in PAGE.splitlines() if line.startswith("| `crosstie_")]
     assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == served
 

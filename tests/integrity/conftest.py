@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bench.databases import Pair
+from crosstie.orm import ConnectionManager
 from crosstie.orm.registry import registry
+from crosstie.workers.cli import main
 from integrity.blog import Blog, define_blog
 from integrity.tables import Linked, linked
 
@@ -31,3 +37,28 @@ def no_models() -> Iterator[None]:
 def blog(configured: Pair, no_models: None) -> Blog:
     """Models whose references cross the pair, and their tables: users in `default`, posts in `secondary`."""
     return define_blog()
+
+
+@pytest.fixture
+def audit(
+    blog: Blog,
+    configured: Pair,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> Callable[..., tuple[int, str, str]]:
+    """Run `crosstie audit` in an empty folder; returns (exit status, standard output, standard error)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    monkeypatch.setenv("CROSSTIE_IMPORTS", "[]")
+
+    def run(*arguments: str, configuration: dict[str, Any] | None = None) -> tuple[int, str, str]:
+        monkeypatch.setenv("CROSSTIE_CONNECTIONS", json.dumps(configuration or configured.configuration))
+        ConnectionManager.dispose()
+        with pytest.raises(SystemExit) as ended:
+            main(["audit", *arguments])
+        out, err = capsys.readouterr()
+        assert "Traceback" not in out + err
+        return int(ended.value.code or 0), out, err
+
+    return run

@@ -3,47 +3,17 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 
 from bench.databases import Pair
-from crosstie.orm import ConnectionManager
 from crosstie.orm.registry import registry
-from crosstie.workers.cli import main
 from integrity.blog import POSTS, USERS, Blog
 
 pytestmark = pytest.mark.parametrize("pair", [("sqlite", "sqlite")], indirect=True, ids="-".join)
 
 Command = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def audit(
-    blog: Blog,
-    configured: Pair,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-) -> Command:
-    """Run `crosstie audit` in an empty folder; returns (exit status, standard output, standard error)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", sys.path.copy())
-    monkeypatch.setenv("CROSSTIE_IMPORTS", "[]")
-
-    def run(*arguments: str, configuration: dict[str, Any] | None = None) -> tuple[int, str, str]:
-        monkeypatch.setenv("CROSSTIE_CONNECTIONS", json.dumps(configuration or configured.configuration))
-        ConnectionManager.dispose()
-        with pytest.raises(SystemExit) as ended:
-            main(["audit", *arguments])
-        out, err = capsys.readouterr()
-        assert "Traceback" not in out + err
-        return int(ended.value.code or 0), out, err
-
-    return run
 
 
 def plant(blog: Blog) -> None:
@@ -86,13 +56,31 @@ def test_a_database_that_is_down_is_status_2(audit: Command, configured: Pair) -
     assert f'crosstie audit "{USERS}"' in out.splitlines()[-1]
 
 
+def test_a_database_that_no_reference_needs_may_be_down_until_something_is_suspected(
+    audit: Command, blog: Blog, configured: Pair
+) -> None:
+    """Then it may know of a saga that still owes the parent; what it may know cannot be left out of a verdict."""
+    third = {"tertiary": {"driver": "sqlite", "database": "/nowhere/at/all.db"}}
+    status, out, err = audit(configuration=configured.configuration | third)
+    assert (status, err) == (0, "")
+    plant(blog)
+    status, out, err = audit("--json", configuration=configured.configuration | third)
+    (reference,) = json.loads(out)["references"]
+    assert (status, err, reference["state"]) == (2, "", "incomplete")
+    assert "'tertiary'" in reference["reason"]
+    status, out, err = audit("--json", configuration=configured.configuration)
+    (reference,) = json.loads(out)["references"]
+    assert (status, err, reference["state"], reference["orphan_rows"]) == (1, "", "findings", 3)
+
+
 def test_json_is_one_document(audit: Command, blog: Blog) -> None:
     """The same figures, for programs; every key is promised."""
     plant(blog)
     status, out, err = audit("--json", "--sample", "1")
     document = json.loads(out)
     assert (status, err) == (1, "")
-    assert set(document) == {"version", "run_id", "state", "exit_status", "started_at", "seconds", "references"}
+    promised = {"version", "run_id", "state", "exit_status", "started_at", "seconds", "references", "copies"}
+    assert (set(document), document["copies"]) == (promised, [])
     assert (document["version"], document["state"], document["exit_status"]) == (1, "findings", 1)
     (reference,) = document["references"]
     assert reference | {"seconds": 0} == {
@@ -148,3 +136,20 @@ def test_without_any_reference_the_status_is_2(audit: Command, blog: Blog, monke
     status, out, _ = audit()
     assert status == 2
     assert "Nothing was checked" in out
+
+
+def test_explain_says_how_each_reference_would_be_read(audit: Command, blog: Blog, configured: Pair) -> None:
+    """Nothing is read or recorded; a reference that cannot be audited is status 2, in words and in JSON."""
+    plant(blog)
+    status, out, err = audit("--explain")
+    assert (status, err) == (0, "")
+    assert USERS in out
+    assert "packed" in out
+    assert "about 3 distinct keys in 4 rows" in out or "about 4 distinct keys in 4 rows" in out
+    assert configured.second.scalar("SELECT count(*) FROM crosstie_audit_run") == 0
+    configured.first.execute("DROP TABLE users")
+    status, out, _ = audit("--explain", "--json")
+    assert status == 2
+    (plan,) = json.loads(out)["plans"]
+    assert (plan["reference"], plan["strategy"]) == (USERS, None)
+    assert "users" in plan["refusal"]

@@ -120,7 +120,7 @@ def test_both_databases_are_asked_before_and_after_and_since_the_child_was_read(
 ) -> None:
     """t1 is taken by each database's own clock before the scan reads the child."""
     world.post([(1, 10)])
-    page = ChildColumn.page
+    page = ChildColumn.groups
     read_at: dict[str, int] = {}
 
     def timed(self: ChildColumn, *args: Any) -> Any:
@@ -128,7 +128,7 @@ def test_both_databases_are_asked_before_and_after_and_since_the_child_was_read(
         eventually(lambda: all(clocks(world)[name] > read_at[name] + 1 for name in read_at))
         return page(self, *args)
 
-    monkeypatch.setattr(ChildColumn, "page", timed)
+    monkeypatch.setattr(ChildColumn, "groups", timed)
     begun_at = clocks(world)
     sagas = Sagas()
     world.audit(suspects=sagas)

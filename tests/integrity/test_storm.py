@@ -18,6 +18,8 @@ from crosstie.workers.audit import run_audit
 from integrity.blog import Blog
 
 LONG = os.environ.get("CROSSTIE_STORM") == "long"
+ENOUGH = 3
+"""Audits, however slow the machine is."""
 PLANTED = {10**9, 10**9 + 1, 10**9 + 2}
 
 
@@ -95,12 +97,11 @@ def test_no_false_alarm_and_nothing_missed(configured: Pair, blog: Blog, chunk_s
     audits = 0
     deadline = time.monotonic() + (60 if LONG else 3)
     with Storm(blog, seed) as storm:
-        while time.monotonic() < deadline:
+        while time.monotonic() < deadline or audits < ENOUGH:
             result = run_audit(chunk_size=chunk_size).results[0]
             found = {finding.parent_key for finding in result.findings}
             assert (result.state, result.reason) == (AuditState.FINDINGS, None), f"seed {seed}"
             assert found == PLANTED, f"seed {seed}"
             audits += 1
     assert storm.errors == [], f"seed {seed}"
-    assert audits > 2
     assert storm.written > 10

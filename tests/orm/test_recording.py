@@ -31,10 +31,14 @@ class Recorder:
         statement = sa.select(table.c.id, table.c.amount).where(condition(table, rows)).order_by(table.c.id)
         return [tuple(row) for row in tx.connection.execute(statement)]
 
-    def inserted(self, tx: LocalTransaction, table: sa.Table, keys: Sequence[tuple[Any, ...]]) -> None:
+    def inserted(
+        self, tx: LocalTransaction, table: sa.Table, keys: Sequence[tuple[Any, ...]], *, numbered: bool = False
+    ) -> None:
         self.calls.append(("inserted", table.name, *keys))
 
-    def updating(self, tx: LocalTransaction, table: sa.Table, rows: Rows, columns: Collection[str]) -> object:
+    def updating(
+        self, tx: LocalTransaction, table: sa.Table, rows: Rows, columns: Collection[str], *, upserting: bool = False
+    ) -> object:
         self.calls.append(("updating", self._rows(tx, table, rows), list(columns)))
         return (table, rows)
 

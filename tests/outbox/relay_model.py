@@ -1,7 +1,8 @@
 """The relay's protocol as a few lines of plain Python, run over random schedules.
 
 One lane, a source and a target. A step is one transaction of one participant, or less than that where it may be paused
-or killed in between. Some events cannot be applied at first: they are parked, with the later ones of their keys.
+or killed in between. Some events cannot be applied at first: they are parked, with the later ones of their keys. A few
+kill every worker that applies them; what waits behind such a one waits for ever, and nothing else does.
 
 Writers hold their key's lock from before an event gets its id until they commit, so that ids of a key ascend in commit
 order; across keys a smaller id may become visible later. Every safeguard of the protocol can be switched off, so that a
@@ -15,43 +16,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
+from outbox.relay_safeguards import FULL, Protocol
+
 __all__ = ["FULL", "STEPS", "Outcome", "Protocol", "World", "run"]
 
 KEYS: Final = 4
 WORKERS: Final = 3
 LEASE: Final = 6
 STEPS: Final = 260
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """Which safeguards are in force."""
-
-    target_fence: bool = True
-    """The target refuses an owner whose epoch is older than the one that it has seen."""
-    source_fence: bool = True
-    """An acknowledgement is refused where the lane's epoch is no longer the owner's."""
-    recovery: bool = True
-    """A new owner first learns from the inbox what was applied, and acknowledges that."""
-    explicit_ids: bool = True
-    """Events are acknowledged by their ids, not by the range that they span."""
-    from_the_start: bool = True
-    """A lane is read from its first event, not from behind the last one that was acknowledged."""
-    followers: bool = True
-    """The later events of a key are parked together with the one that fails, and those to come behind it."""
-    fresh_look: bool = True
-    """Which keys are parked is read together with the events, not remembered from before the lane was claimed."""
-    one_transaction: bool = True
-    """An event is put into the parking and deleted from the outbox in one transaction."""
-    parked_recovery: bool = True
-    """The recovery acknowledges parked events too."""
-    unpark_under_lease: bool = True
-    """Nobody but the lane's owner takes an event out of the parking."""
-    one_at_a_time: bool = True
-    """What is applied is acknowledged before anything else is applied."""
-
-
-FULL: Final = Protocol()
+WARY_AT: Final = 3
+CONVICTED_AT: Final = 5
+PATIENCE: Final = 60
+"""So many workers may die at the end, before the lane is taken to be stuck."""
 
 
 @dataclass(frozen=True)
@@ -65,17 +41,22 @@ class Event:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a schedule ended with."""
+    """What a schedule ended with.
+
+    `stuck`: workers died without end. `blamed`: harmless events that were taken for deadly where nothing else killed.
+    """
 
     duplicates: int
     lost: int
     out_of_order: int
     delivered: int
+    stuck: bool = False
+    blamed: int = 0
 
     @property
     def correct(self) -> bool:
         """Every committed event was applied once, those of a key in order."""
-        return not (self.duplicates or self.lost or self.out_of_order)
+        return not (self.duplicates or self.lost or self.out_of_order or self.stuck or self.blamed)
 
 
 @dataclass
@@ -84,10 +65,18 @@ class Worker:
 
     step: str = "look"
     seen_epoch: int = 0
+    seen_settled: bool = False
     epoch: int = 0
     learnt: frozenset[int] = frozenset()
+    entered: bool = False
+    """Earlier owners are shut out of the target, and what they had applied is known here."""
+    inherited: frozenset[int] = frozenset()
+    final: int = 0
     parked_keys: frozenset[int] = frozenset()
     redriving: bool = False
+    wary: bool = False
+    tried: int | None = None
+    """The event that was tried alone before."""
     batch: list[Event] = field(default_factory=list)
     done: list[Event] = field(default_factory=list)
     """Those of the batch that the target has."""
@@ -97,6 +86,7 @@ class Worker:
     def restart(self) -> None:
         """What a crash leaves: nothing."""
         self.step, self.learnt, self.batch, self.done, self.stuck = "look", frozenset(), [], [], []
+        self.entered, self.inherited, self.wary = False, frozenset(), False
 
 
 class World:
@@ -104,6 +94,7 @@ class World:
 
     def __init__(self, seed: int, protocol: Protocol) -> None:
         self.random = random.Random(seed)
+        self.looks = random.Random(~seed)
         self.protocol = protocol
         self.now = 0
         self.next_id = 1
@@ -113,8 +104,22 @@ class World:
         self.outbox: dict[int, Event] = {}
         self.parked: dict[int, Event] = {}
         self.failures_left: dict[int, int] = {}
+        # To be wary takes many steps: every other schedule has them for what else can go wrong.
+        self.deadly_often = 0.05 if seed % 2 else 0.0
+        self.deadly: set[int] = set()
+        self.dead: set[int] = set()
+        """Parked events that nobody tries for now."""
+        self.killed = 0
+        self.stuck = False
+        self.blamed: set[int] = set()
+        self.lane_deaths = 0
+        self.lane_trying: int | None = None
         self.last_acknowledged = 0
+        self.emptied_to = 0
+        self.seen = self.final = self.bound = 0
+        self.awaited: set[int] = set()
         self.lane_epoch = 0
+        self.lane_settled = True
         self.lease_until = -1
         self.inbox_epoch = 0
         self.inbox_ids: frozenset[int] = frozenset()
@@ -145,83 +150,158 @@ class World:
         self.outbox[event.id] = event
         if self.random.random() < 0.4:
             self.failures_left[event.id] = self.random.randint(1, 3)
+        if self.deadly_often and self.random.random() < self.deadly_often:
+            self.deadly.add(event.id)
 
     # -- the relay, step by step -----------------------------------------------------------------------------------
 
     def look(self, worker: Worker) -> None:
         """Read the lane, to claim it if nobody owns it."""
         worker.seen_epoch, worker.parked_keys = self.lane_epoch, self.keys_parked()
+        worker.seen_settled = self.lane_settled
         worker.step = "claim"
 
     def claim(self, worker: Worker) -> None:
         """Compare-and-set in the source."""
-        if self.lane_epoch != worker.seen_epoch:
+        changed = self.protocol.settled_claimed and self.lane_settled != worker.seen_settled
+        if self.lane_epoch != worker.seen_epoch or changed:
             worker.restart()
         elif self.lease_until < self.now:
+            self.lane_deaths += self.protocol.deaths_counted and bool(self.deadly_often) and not self.lane_settled
             self.lane_epoch += 1
             self.lease_until = self.now + LEASE
-            worker.epoch = self.lane_epoch
-            worker.step = "recover"
+            self.lane_settled = False
+            worker.epoch, worker.tried = self.lane_epoch, self.lane_trying
+            worker.wary = self.lane_deaths >= WARY_AT
+            worker.step = "recover" if worker.wary else self.random.choice(["recover", "read"])
 
     def recover(self, worker: Worker) -> None:
         """One target transaction: fence, and learn what was applied last."""
         if not self.pass_target_fence(worker):
             return
+        worker.entered = True
         worker.learnt = self.inbox_ids if self.protocol.recovery else frozenset()
         worker.step = "acknowledge what was learnt"
 
     def acknowledge_learnt(self, worker: Worker) -> None:
         """One source transaction."""
         if self.pass_source_fence(worker):
-            for event_id in worker.learnt:
-                self.outbox.pop(event_id, None)
-                if self.protocol.parked_recovery:
-                    self.parked.pop(event_id, None)
+            self.renew()
+            self.forget(worker.learnt)
             worker.step = "read"
+
+    def forget(self, ids: frozenset[int]) -> None:
+        """Delete what an earlier owner had applied, wherever it is."""
+        for event_id in ids:
+            self.outbox.pop(event_id, None)
+            if self.protocol.parked_recovery:
+                self.parked.pop(event_id, None)
+
+    def renew(self) -> None:
+        """The lane is owned for longer, and not given back any more if it was."""
+        self.lease_until = max(self.lease_until, self.now + LEASE)
+        self.lane_settled = False
+
+    def look_for_writers(self) -> None:
+        """What was read long enough ago is final: nobody has a smaller id any more who may still commit it."""
+        if not self.protocol.writers_awaited:
+            self.final = self.seen
+        elif not self.awaited & {event.id for event in self.uncommitted}:
+            self.final = max(self.final, self.bound)
+            self.bound, self.awaited = self.seen, {event.id for event in self.uncommitted}
 
     def read(self, worker: Worker) -> None:
         """The start of the lane or of its parking, without a lock."""
-        size = self.random.choice([1, 2, 3, 5])
-        worker.redriving = bool(self.parked) and self.random.random() < 0.5
+        size = 1 if worker.wary and self.protocol.one_by_one else self.random.choice([1, 2, 3, 5])
+        worker.redriving = bool(self.redrivable()) and self.random.random() < 0.5
+        if worker.redriving and not worker.entered and self.protocol.parking_entered:
+            worker.step = "recover"
+            return
         if self.protocol.fresh_look:
             worker.parked_keys = self.keys_parked()
         table = self.parked if worker.redriving else self.outbox
-        ids = sorted(table)[:size] if worker.redriving else self.readable()[:size]
+        ids = (self.redrivable() if worker.redriving else self.readable())[:size]
         worker.batch = [table[event_id] for event_id in ids]
-        worker.done, worker.stuck = [], []
+        worker.done, worker.stuck, worker.inherited = [], [], frozenset()
+        if ids and not worker.redriving:
+            self.seen = max(self.seen, *ids)
+            worker.final = self.final
         if ids:
-            worker.step = "apply"
+            worker.step = "note" if worker.wary and self.protocol.trials_noted else "apply"
+        elif worker.wary and not self.redrivable() and self.pass_source_fence(worker):
+            self.lane_deaths, self.lane_trying, worker.wary = 0, None, False
+        elif not worker.redriving and self.random.random() < 0.5 and self.pass_source_fence(worker):
+            self.give_back(worker)
 
     def keys_parked(self) -> frozenset[int]:
         """The keys of which an event is parked now."""
         return frozenset(event.key for event in self.parked.values())
 
+    def redrivable(self) -> list[int]:
+        """The ids of parked events that may be tried again."""
+        closed = {event.key for event in self.parked.values() if event.id in self.dead}
+        return sorted(event.id for event in self.parked.values() if event.key not in closed)
+
+    def note(self, worker: Worker) -> None:
+        """A wary owner's transaction in the source: which event is tried, or that it is not tried any more."""
+        if not self.pass_source_fence(worker):
+            return
+        first = worker.batch[0]
+        if first.id == worker.tried and self.lane_deaths >= CONVICTED_AT:
+            self.lane_deaths, self.lane_trying, worker.tried = WARY_AT, None, None
+            self.dead.add(first.id)
+            worker.stuck = [one for one in worker.batch if self.is_stuck(one, behind=first)]
+            worker.step = "acknowledge"
+            return
+        if first.id != worker.tried:
+            self.lane_deaths = WARY_AT
+        self.lane_trying = worker.tried = first.id
+        worker.step = "apply"
+
     def readable(self) -> list[int]:
         """The ids that a reader would find."""
-        start = 0 if self.protocol.from_the_start else self.last_acknowledged
+        start = self.emptied_to if self.protocol.from_the_start else self.last_acknowledged
         return sorted(event_id for event_id in self.outbox if event_id > start)
 
     def apply(self, worker: Worker) -> None:
         """One target transaction: fence, effects up to the first event that fails, and the record of them."""
         blocked = worker.parked_keys if self.protocol.followers and not worker.redriving else frozenset()
         worker.stuck += [event for event in worker.batch if event.key in blocked and event not in worker.stuck]
+        inherited = self.to_inherit(worker)
         going: list[Event] = []
         for event in worker.batch:
             if event in worker.done or event in worker.stuck:
                 continue
-            if event.id not in self.inbox_ids and self.failures_left.get(event.id, 0):
+            if event.id not in inherited and self.failures_left.get(event.id, 0):
                 self.failures_left[event.id] -= 1
                 worker.stuck += [one for one in worker.batch if self.is_stuck(one, behind=event)]
                 break
             going.append(event)
-        if going and not self.pass_target_fence(worker):
-            return
         if going:
-            self.applied += [event for event in going if event.id not in self.inbox_ids]
-            self.inbox_ids = frozenset(event.id for event in going)
+            before = self.inbox_epoch
+            if not self.pass_target_fence(worker, entering=not worker.entered):
+                return
+            if any(event.id in self.deadly and event.id not in inherited for event in going):
+                self.inbox_epoch = before
+                self.killed += 1
+                worker.restart()
+                return
+            self.applied += [event for event in going if event.id not in inherited]
+            self.inbox_ids = frozenset(event.id for event in going) | inherited
+            worker.inherited |= inherited
+            worker.entered = True
         worker.done += going
-        if self.protocol.one_at_a_time or len(worker.done) + len(worker.stuck) >= len(worker.batch):
+        if worker.stuck and not worker.entered and self.protocol.parking_entered:
+            worker.step = "recover"
+        elif self.protocol.one_at_a_time or len(worker.done) + len(worker.stuck) >= len(worker.batch):
             worker.step = "acknowledge"
+
+    def to_inherit(self, worker: Worker) -> frozenset[int]:
+        """What the first batch of an owner leaves in the inbox: nothing that is known to be acknowledged."""
+        settled = worker.seen_settled and (self.inbox_epoch == worker.seen_epoch or not self.protocol.settled_entered)
+        if worker.entered or settled or not self.protocol.inheriting:
+            return frozenset()
+        return self.inbox_ids
 
     def is_stuck(self, event: Event, behind: Event) -> bool:
         """Whether an event of the batch must wait because this one has failed."""
@@ -231,17 +311,41 @@ class World:
         """One source transaction, under the renewed lease: delete what was applied, and park what must wait."""
         if not self.pass_source_fence(worker):
             return
-        self.lease_until = max(self.lease_until, self.now + LEASE)
+        self.renew()
+        if self.lane_deaths < WARY_AT:
+            self.lane_deaths = 0
         self.delete(worker, [event.id for event in worker.done])
+        if self.protocol.inherited_acknowledged:
+            self.forget(worker.inherited)
         worker.step = "read"
         if worker.redriving:
             return
+        self.note_emptied(worker)
         self.parked |= {event.id: event for event in worker.stuck if event.id in self.outbox}
         worker.parked_keys |= {event.key for event in worker.stuck}
         if self.protocol.one_transaction:
             self.delete(worker, [event.id for event in worker.stuck])
         else:
             worker.step = "delete what was parked"
+        if worker.step == "read" and self.random.random() < 0.5:
+            self.give_back(worker)
+
+    def note_emptied(self, worker: Worker) -> None:
+        """In the same transaction: up to where the lane never has to be read again."""
+        final = worker.final if self.protocol.final_before_read else self.final
+        gone = {event.id for event in worker.done + worker.stuck}
+        left = [event.id for event in worker.batch if event.id not in gone]
+        if left and self.protocol.up_to_the_first_left:
+            final = min(final, left[0] - 1)
+        self.emptied_to = max(self.emptied_to, min(final, worker.batch[-1].id))
+
+    def give_back(self, worker: Worker) -> None:
+        """In the same transaction; an owner that never heard of its commit goes on, from asking the target."""
+        self.lease_until, self.lane_settled = -1, True
+        if self.random.random() < 0.6:
+            worker.restart()
+        else:
+            worker.step, worker.entered = "recover", False
 
     def delete(self, worker: Worker, ids: list[int]) -> None:
         """By their ids, and not by the range that they span; or else by that."""
@@ -259,9 +363,9 @@ class World:
             self.delete(worker, [event.id for event in worker.stuck])
             worker.step = "read"
 
-    def pass_target_fence(self, worker: Worker) -> bool:
+    def pass_target_fence(self, worker: Worker, *, entering: bool = False) -> bool:
         """Whether the target still takes anything from this owner; if so, from no earlier one any more."""
-        if self.protocol.target_fence:
+        if self.protocol.target_fence and (self.protocol.entering_fence or not entering):
             if self.inbox_epoch > worker.epoch:
                 worker.restart()
                 return False
@@ -272,6 +376,7 @@ class World:
         """Whether the lane is still this owner's."""
         if self.protocol.source_fence and self.lane_epoch != worker.epoch:
             worker.restart()
+            self.lane_deaths = max(0, self.lane_deaths - 1)  # it lives
             return False
         return True
 
@@ -283,9 +388,13 @@ class World:
         if self.random.random() < 0.45:
             self.write()
             return
+        if self.looks.random() < 0.5:
+            self.look_for_writers()  # somebody, an owner of another lane perhaps, while all others go on
         if not self.protocol.unpark_under_lease and self.parked and self.random.random() < 0.1:
             self.outbox |= self.parked
             self.parked.clear()
+        if self.dead and self.random.random() < 0.1:
+            self.dead.clear()  # ten minutes have passed
         worker = self.random.choice(self.workers)
         chance = self.random.random()
         if chance < 0.10:
@@ -303,6 +412,7 @@ class World:
             "recover": self.recover,
             "acknowledge what was learnt": self.acknowledge_learnt,
             "read": self.read,
+            "note": self.note,
             "apply": self.apply,
             "acknowledge": self.acknowledge,
             "delete what was parked": self.delete_parked,
@@ -310,13 +420,27 @@ class World:
         steps[worker.step](worker)
 
     def finish(self) -> None:
-        """All writers commit, all workers die, and one that nothing disturbs does the rest."""
+        """All writers commit, all workers die, and others that only events disturb do the rest."""
         for event in self.uncommitted:
             self.commit(event)
-        survivor = Worker()
+        suspected = self.dead | {self.lane_trying}
+        self.let_survivors_work()
+        self.blamed = self.dead - self.deadly - suspected
+        # What was parked for the deaths of workers that something else had killed, an operator has tried again.
+        self.dead &= self.deadly
+        self.let_survivors_work()
+
+    def let_survivors_work(self) -> None:
+        """Until nothing waits that could be applied."""
+        survivor, killed = Worker(), self.killed
         self.now = self.lease_until + 1
-        while survivor.step != "read" or self.readable() or self.parked:
+        while survivor.step != "read" or survivor.wary or self.readable() or self.redrivable():
             self.act(survivor)
+            if survivor.step == "look":
+                self.now = self.lease_until + 1
+            if self.killed > killed + PATIENCE:
+                self.stuck = True
+                return
 
 
 def run(seed: int, protocol: Protocol = FULL) -> Outcome:
@@ -333,7 +457,9 @@ def run(seed: int, protocol: Protocol = FULL) -> Outcome:
         newest[event.key] = max(newest[event.key], event.version)
     return Outcome(
         duplicates=len(ids) - len(set(ids)),
-        lost=len({event.id for event in world.committed} - set(ids)),
+        lost=len({event.id for event in world.committed} - set(ids) - world.parked.keys()),
         out_of_order=out_of_order,
         delivered=len(ids),
+        stuck=world.stuck,
+        blamed=len(world.blamed),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Sequence
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from bench.databases import Pair
 from crosstie.orm.connection import ConnectionManager
 from crosstie.orm.transaction import transaction
-from crosstie.outbox import sweep_lanes, target
+from crosstie.outbox import drain, sweep, sweep_lanes, target
 from crosstie.outbox.batch import OutboxRow
 from crosstie.outbox.errors import BatchRefused, DeliveryFailed, TargetFailed
 from crosstie.outbox.isolation import isolate
@@ -55,6 +56,34 @@ def test_batches_double_while_the_target_is_quick(
     publish(1400)
     assert sweep_lanes("default", owner="one", limit_s=60) == 1400
     assert sizes == [250, 500, 600, 50]
+
+
+def test_lanes_that_have_a_backlog_move_on_together(configured: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """None waits until another is empty; a lane is given back in the transaction that acknowledges its batch."""
+    configure(configured, monkeypatch, BATCH_SIZE="10")
+    monkeypatch.setattr(sweep, "VISIT_S", 0.0)
+    bank.open_bank()
+    with transaction("default"):
+        for number in range(30 * 4):
+            bank.Moved(account=f"account {number % 20}", number=number).publish()
+    lengths = dict(configured.first.rows("SELECT lane, count(*) FROM crosstie_outbox GROUP BY lane"))
+    assert len(lengths) > 1
+    visited: list[int] = []
+    apply = target.DatabaseTarget.apply
+
+    def noted(self: target.DatabaseTarget, lease: Lease, rows: Sequence[OutboxRow]) -> frozenset[int]:
+        visited.append(lease.lane)
+        return apply(self, lease, rows)
+
+    monkeypatch.setattr(target.DatabaseTarget, "apply", noted)
+    assert drain("default", "secondary", owner="one", limit_s=60) == 120
+    left = {lane: -(-length // 10) for lane, length in lengths.items()}
+    while left:  # one batch of each lane that still has any, in whatever order
+        turn, visited = visited[: len(left)], visited[len(left) :]
+        assert sorted(turn) == sorted(left)
+        left = {lane: batches - 1 for lane, batches in left.items() if batches > 1}
+    assert not visited
+    assert configured.first.scalar("SELECT count(*) FROM crosstie_lane WHERE owner <> ''") == 0
 
 
 def test_batches_shrink_where_the_target_is_slow(
@@ -140,11 +169,17 @@ def test_a_refused_event_is_found_in_few_attempts(count: int) -> None:
 
 def failing_at(position: int, *, passing: bool = False, taken: int | None = None) -> Sequence[Exception]:
     """What the target raises."""
-    failed = DeliveryFailed("no luck")
-    failed.position, failed.passing = position, passing
-    target_failed = TargetFailed("no luck")
-    target_failed.taken = taken or 0
-    return [failed if taken is None else target_failed]
+    if taken is not None:
+        return [TargetFailed("no luck", taken=taken)]
+    return [DeliveryFailed("no luck", position=position, passing=passing)]
+
+
+@pytest.mark.parametrize("error", [failing_at(3, passing=True)[0], failing_at(0, taken=3)[0]])
+def test_a_failure_keeps_what_it_says_beside_its_message_when_it_is_pickled(error: Exception) -> None:
+    """Celery's workers send exceptions from one process to another."""
+    back = pickle.loads(pickle.dumps(error))  # noqa: S301 - made on the line itself
+    assert (type(back), str(back), vars(back)) == (type(error), "no luck", vars(error))
+    assert 3 in vars(back).values()
 
 
 @pytest.mark.parametrize(

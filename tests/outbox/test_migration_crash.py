@@ -18,7 +18,7 @@ from bench.waiting import eventually
 from crosstie.orm.connection import ConnectionManager
 from crosstie.orm.database import Database
 from crosstie.orm.faults import armed
-from crosstie.outbox.migrations import current_version, newest_version, upgrade
+from crosstie.outbox.migrations import current_version, newest_version, upgrade, upgrade_to
 from crosstie.outbox.tables import drop_tables
 from outbox.schema_shape import shape
 
@@ -120,6 +120,20 @@ def test_one_that_comes_while_another_upgrades_waits_and_finds_it_done(
         finally:
             go_on.set()
     assert (first.result(), second.result()) == (list(range(1, newest_version() + 1)), [])
+    assert shape(empty.engine) == wanted
+
+
+def test_one_that_comes_before_the_first_has_committed_does_nothing(empty: Database, wanted: dict[str, Any]) -> None:
+    """The caller commits last: where the lock is not the transaction's, what it protected is committed before."""
+    with empty.engine.connect() as connection, ThreadPoolExecutor(1) as pool:
+        try:
+            assert upgrade_to(connection, newest_version()) == list(range(1, newest_version() + 1))
+            second = pool.submit(upgrade, empty)
+            if not empty.capabilities.transactional_ddl:
+                assert second.result(timeout=30) == []
+        finally:
+            connection.commit()
+        assert second.result(timeout=30) == []
     assert shape(empty.engine) == wanted
 
 

@@ -177,11 +177,14 @@ def test_tables_with_unfinished_work_are_not_dropped(empty: Database) -> None:
         "crosstie_outbox": f"(route, lane, uid, {quote('key')}, operation, type, schema_version, payload, headers,"
         " created_at_ms) VALUES ('r', 0, 'u', 'k', 'event', 't', 1, '', '', 0)",
         "crosstie_parked": f"(route, lane, id, uid, {quote('key')}, operation, type, schema_version, payload, headers,"
-        " created_at_ms, state, attempts, next_at_ms, parked_at_ms, error)"
-        " VALUES ('r', 0, 1, 'u', 'k', 'event', 't', 1, '', '', 0, 'dead', 20, 0, 0, '')",
+        " created_at_ms, state, attempts, next_at_ms, parked_at_ms, error, deaths)"
+        " VALUES ('r', 0, 1, 'u', 'k', 'event', 't', 1, '', '', 0, 'dead', 20, 0, 0, '', 0)",
         "crosstie_saga": "(saga_id, step, participant, role, state, name, home, participants, undo_log, created_at_ms,"
         " updated_at_ms, expires_at_ms, next_at_ms, attempts)"
         " VALUES ('s', 0, 'p', 'branch', 'applied', 'n', 'h', '[]', '[]', 0, 0, 0, 0, 0)",
+        "crosstie_effect": "(saga_id, step, home, saga_name, compensation, arguments, state, epoch, attempts,"
+        " created_at_ms, updated_at_ms, expires_at_ms, next_at_ms, lease_until_ms)"
+        " VALUES ('s', 1, 'h', 'n', 'c', '{}', 'quarantined', 1, 1, 0, 0, 0, 0, 0)",
     }
     for table, values in work.items():
         with empty.engine.begin() as connection:

@@ -201,9 +201,10 @@ def test_an_event_that_commits_late_goes_in_front_of_the_one_that_failed(
     bank.subscribe(bank.poisoned_by(5))
     bank.open_bank()
     publish("a", 5)
+    configured_crash_pair.first.execute("UPDATE crosstie_outbox SET id = 1000")
     sweep_lanes("default", owner="one")
     publish("a", 4)
-    configured_crash_pair.first.execute("UPDATE crosstie_outbox SET id = -1")
+    configured_crash_pair.first.execute("UPDATE crosstie_outbox SET id = 1")
     assert sweep_lanes("default", owner="one") == 1
     assert bank.arrivals(configured_crash_pair.second) == [("a", 4)]
     assert states(configured_crash_pair) == [(5, "failing", 2)]

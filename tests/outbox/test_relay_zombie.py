@@ -6,7 +6,8 @@ The takeover happens between two of its steps, in another thread, while it is st
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -16,7 +17,9 @@ from bench.databases import Pair, TestDatabase
 from bench.guard import configured_databases
 from crosstie.orm.connection import ConnectionManager
 from crosstie.orm.faults import armed
-from crosstie.outbox import sweep_lanes
+from crosstie.outbox import decision, relay, subscription, sweep_lanes
+from crosstie.outbox.batch import OutboxRow, Verdict
+from crosstie.outbox.errors import TargetFailed
 from crosstie.outbox.lane import lanes_with_work
 from crosstie.outbox.relay import DrainReport, drain_lane
 from outbox import bank
@@ -68,15 +71,14 @@ def finish(pair: Pair, count: int) -> None:
     assert bank.stored(pair.first) == 0
 
 
-@pytest.mark.parametrize("point", ["relay.claimed", "relay.recovered"])
-def test_a_lapsed_owner_cannot_apply(pair: Pair, point: str) -> None:
+def test_a_lapsed_owner_cannot_apply(pair: Pair) -> None:
     """Another worker drained the lane, then new events came: the zombie reads them, and the fence refuses it."""
 
     def take_over() -> None:
         assert elsewhere(lambda: sweep_lanes("default", owner="next")) == 2
         elsewhere(lambda: bank.transfer("a"))
 
-    report = drain_as_zombie(pair, point, take_over)
+    report = drain_as_zombie(pair, "relay.claimed", take_over)
     assert (report.ending, report.applied) == ("lost", 0)
     assert bank.arrivals(pair.second) == [("a", 1), ("a", 2)]
     finish(pair, 3)
@@ -94,8 +96,10 @@ def test_a_lapsed_owner_cannot_acknowledge_what_it_applied(pair: Pair) -> None:
     finish(pair, 2)
 
 
-def test_a_lapsed_owner_cannot_begin_another_batch(pair: Pair) -> None:
-    """Its first batch was in order; the lane was taken before it read the next one."""
+def test_a_lapsed_owner_cannot_begin_another_batch(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its first batch was in order and perhaps not all; the lane was taken before it read the next one."""
+    monkeypatch.setenv("CROSSTIE_OUTBOX__BATCH_SIZE", "2")
+    ConnectionManager.configure(pair.configuration)
 
     def take_over() -> None:
         elsewhere(lambda: bank.transfer("a"))
@@ -105,6 +109,30 @@ def test_a_lapsed_owner_cannot_begin_another_batch(pair: Pair) -> None:
     report = drain_as_zombie(pair, "relay.source-committed", take_over)
     assert (report.ending, report.applied) == ("lost", 2)
     finish(pair, 4)
+
+
+def test_an_owner_that_applies_nothing_shuts_a_lapsed_one_out_before_it_parks(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the lapsed one, for which the event does not fail, would apply what stands in the parking by then."""
+    cured = threading.Event()
+    subscription._subscriptions.clear()
+    bank.subscribe(bank.poisoned_by(1, cured=cured))
+    decide = decision.decide
+
+    def decide_late(rows: Sequence[OutboxRow]) -> tuple[Verdict, TargetFailed | None]:
+        monkeypatch.setattr(relay, "decide", decide)
+        bank.ready_now(pair.first)
+        assert elsewhere(lambda: sweep_lanes("default", owner="next")) == 0
+        assert [state for _, state, _, _ in bank.parked(pair.first)] == ["failing", "behind"]
+        cured.set()
+        return decide(rows)
+
+    (candidate,) = lanes_with_work(ConnectionManager.get("default"))
+    monkeypatch.setattr(relay, "decide", decide_late)
+    report = drain_lane("default", candidate, owner="zombie", out_of_time=lambda: False)
+    assert (report.ending, bank.arrivals(pair.second)) == ("lost", [])
+    finish(pair, 2)
 
 
 def test_the_next_owner_does_not_pass_one_that_is_still_applying(pair: Pair) -> None:

@@ -78,7 +78,8 @@ def test_everything_has_a_form_for_mysql() -> None:
         inserted = str(prepared.statement.compile(dialect=dialect))
         assert ("JSON_TABLE" in inserted) is not single
         assert "RETURNING" not in inserted
-    assert "LIMIT" in str(batch._BATCH.compile(dialect=dialect))
+    first: Any = batch._BATCH
+    assert "LIMIT" in str(first.statement.compile(dialect=dialect))
     absent = upsert._statement("mysql", inbox, {"origin": "o", "route": "r", "lane": 0, "ids": "[]"})
     assert "ON DUPLICATE KEY UPDATE" in str(absent.compile(dialect=dialect))
 

@@ -63,3 +63,21 @@ def test_the_benchmark_of_the_outbox_says_what_an_event_costs_and_how_fast_it_is
     assert re.search(r"^ +1\.00 +\d+ /s  one Celery task per event over Redis$", done.stdout, re.MULTILINE)
     assert len(re.findall(r"^ +\d+\.\d\d +\d+ /s  crosstie, a subscriber of", done.stdout, re.MULTILINE)) == 2
     assert len(re.findall(r"^ *[+-]\d+\.\d% .* row\(s\) and \d+ event\(s\) on \w+$", done.stdout, re.MULTILINE)) == 6
+
+
+def test_the_benchmark_of_audits_finds_the_planted_orphans_and_says_what_that_costs() -> None:
+    """With a few thousand children; one line for each way, with its ratio, its memory and what was sent."""
+    environment = child_environment(
+        {
+            "CROSSTIE_BENCH_POSTGRESQL_URL": servers.require("postgresql"),
+            "CROSSTIE_BENCH_MARIADB_URL": servers.require("mariadb"),
+            "CROSSTIE_BENCH_DATABASE": unique_name(),
+        }
+    )
+    options = ("--sizes", "5000", "--rounds", "1", "--cases", "integer", "--ways", "crosstie")
+    command = [sys.executable, "benchmarks/audit.py", *options]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "left out" not in done.stdout
+    assert "5,000 children, 2 orphaned keys" in done.stdout
+    assert re.search(r"^ +\d+\.\d\d +\d+ MB  crosstie +\d+\.\d bytes per key$", done.stdout, re.MULTILINE)

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("orm", "outbox", "sagas", "workers")
+FOLDERS = ("orm", "outbox", "sagas", "workers")
+PACKAGES = (*FOLDERS, "testing")
 # One build and one environment serve the whole file; xdist must not make them once per worker.
 pytestmark = [pytest.mark.xdist_group("wheel"), pytest.mark.timeout(300)]
 
@@ -77,7 +78,7 @@ def test_the_namespace_is_open(wheel: Path) -> None:
 def test_the_wheel_holds_every_module_of_the_source_tree(wheel: Path) -> None:
     """Nothing that imports in the source tree may be missing for users, and no test may come along."""
     source = {
-        str(path.relative_to(ROOT / root)) for root in PACKAGES for path in (ROOT / root).rglob("crosstie/**/*.py")
+        str(path.relative_to(ROOT / root)) for root in FOLDERS for path in (ROOT / root).rglob("crosstie/**/*.py")
     }
     with zipfile.ZipFile(wheel) as archive:
         packed = {name for name in archive.namelist() if name.endswith(".py")}
@@ -121,6 +122,14 @@ def test_each_package_imports_from_the_wheel(fresh_python: Path, package: str) -
         fresh_python, "-c", f"import crosstie.{package} as it; print(it.__file__)", cwd=fresh_python.parent
     ).strip()
     assert Path(place).is_relative_to(fresh_python.parents[1])
+
+
+def test_pytest_finds_the_plugin_of_the_wheel(fresh_python: Path) -> None:
+    """By its entry point; and it does not import the rest of crosstie."""
+    printed = run(fresh_python, "-m", "pytest", "--fixtures", "-p", "no:cacheprovider", cwd=fresh_python.parent)
+    assert "crosstie_time" in printed
+    loaded = "import crosstie.testing.plugin, sys; print([one for one in sys.modules if one == 'sqlalchemy'])"
+    assert run(fresh_python, "-c", loaded, cwd=fresh_python.parent).strip() == "[]"
 
 
 def test_the_wheel_brings_the_command(fresh_python: Path) -> None:

@@ -1,6 +1,7 @@
 """Run as a child process by the crash tests: one saga, or one sweep, with a fault point armed in the environment.
 
-Arguments: `saga TAG DATABASE…` or `sweep - DATABASE…`; the tag is the prefix of the skus that the saga works on.
+Arguments: `saga TAG DATABASE…`, `locked TAG DATABASE…` or `sweep - DATABASE…`; the tag is the prefix of the skus that
+the saga works on.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import sys
 from decimal import Decimal
 from pathlib import Path
+from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -16,9 +18,9 @@ from crosstie.sagas import saga, sweep_sagas
 from sagas.shop import Invoice, Order, Stock
 
 
-def write_everywhere(tag: str, names: list[str]) -> None:
+def write_everywhere(tag: str, names: list[str], isolation: Literal["locked"] | None) -> None:
     """Insert, update, delete and increment in every database: all the kinds of undo."""
-    with saga("order", expiry_s=0.001):
+    with saga("order", expiry_s=0.001, isolation=isolation):
         Order(sku=f"{tag}new", amount=Decimal("9.99")).save()
         order = Order.find_by(sku=f"{tag}change")
         assert order is not None
@@ -42,8 +44,8 @@ def write_everywhere(tag: str, names: list[str]) -> None:
 
 if __name__ == "__main__":
     ConnectionManager.configure()
-    if sys.argv[1] == "saga":
-        write_everywhere(sys.argv[2].strip("-"), sys.argv[3:])
+    if sys.argv[1] in {"saga", "locked"}:
+        write_everywhere(sys.argv[2].strip("-"), sys.argv[3:], "locked" if sys.argv[1] == "locked" else None)
     else:
         for name in sys.argv[3:]:
             sweep_sagas(name)

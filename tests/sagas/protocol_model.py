@@ -11,14 +11,14 @@ the safeguard (or this model) would be worth nothing.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from enum import Enum, auto
-from typing import TypeVar
+
+from bench import search
+from bench.search import Result, put
 
 BRANCHES = 2
-T = TypeVar("T")
 
 
 class Safeguard(Enum):
@@ -85,10 +85,6 @@ class State:
         return ":" in self.original
 
 
-def _put(values: tuple[T, ...], index: int, value: T) -> tuple[T, ...]:
-    return (*values[:index], value, *values[index + 1 :])
-
-
 def _crashed(state: State, *, word: str = "dead") -> State:
     """The original is gone, and every transaction that it had open is rolled back."""
     return replace(state, original=word, tx=(Tx.GONE,) * (BRANCHES + 1))
@@ -101,7 +97,7 @@ def original_steps(state: State, safeguards: frozenset[Safeguard]) -> Iterator[S
     yield _crashed(state)
     for index, tx in enumerate(state.tx):
         if tx is not Tx.GONE:
-            yield replace(state, tx=_put(state.tx, index, Tx.GONE))  # the server ends it; the client does not know yet
+            yield replace(state, tx=put(state.tx, index, Tx.GONE))  # the server ends it; the client does not know yet
     index, step = int(state.original.split(":")[0]), state.original.split(":")[1]
     if index < BRANCHES:
         yield from _branch_step(state, index, step, safeguards)
@@ -114,7 +110,7 @@ def _branch_step(state: State, index: int, step: str, safeguards: frozenset[Safe
         if state.tx[index] is Tx.GONE or state.branch[index] != "absent":
             yield _crashed(state)
         else:
-            yield replace(state, tx=_put(state.tx, index, Tx.HOLDS_KEY), original=f"{index}:commit")
+            yield replace(state, tx=put(state.tx, index, Tx.HOLDS_KEY), original=f"{index}:commit")
         return
     after = f"{index + 1}:insert"
     if state.tx[index] is Tx.GONE:
@@ -123,9 +119,9 @@ def _branch_step(state: State, index: int, step: str, safeguards: frozenset[Safe
         return
     durable = replace(
         state,
-        branch=_put(state.branch, index, "applied"),
-        applied=_put(state.applied, index, True),
-        tx=_put(state.tx, index, Tx.GONE),
+        branch=put(state.branch, index, "applied"),
+        applied=put(state.applied, index, True),
+        tx=put(state.tx, index, Tx.GONE),
     )
     yield replace(durable, original=after)
     yield _crashed(durable)  # durable, and the answer lost
@@ -138,13 +134,13 @@ def _home_step(state: State, step: str, safeguards: frozenset[Safeguard]) -> Ite
         if not blind and (state.tx[-1] is Tx.GONE or state.home != "absent"):
             yield _crashed(state)
         elif blind or not state.home_key_is_held:
-            held = state.tx if state.tx[-1] is Tx.GONE else _put(state.tx, BRANCHES, Tx.HOLDS_KEY)
+            held = state.tx if state.tx[-1] is Tx.GONE else put(state.tx, BRANCHES, Tx.HOLDS_KEY)
             yield replace(state, tx=held, original=f"{BRANCHES}:commit")
         return
     if state.tx[-1] is Tx.GONE:
         yield _crashed(state)
         return
-    durable = replace(state, home="committed", home_applied=True, tx=_put(state.tx, BRANCHES, Tx.GONE))
+    durable = replace(state, home="committed", home_applied=True, tx=put(state.tx, BRANCHES, Tx.GONE))
     yield replace(durable, original="told committed")
     yield _crashed(durable)
     yield _crashed(state)
@@ -155,7 +151,7 @@ def recoverer_steps(state: State, safeguards: frozenset[Safeguard]) -> Iterator[
     for who, worker in enumerate(state.recoverers):
 
         def at(worker: Recoverer, state: State = state, who: int = who) -> State:
-            return replace(state, recoverers=_put(state.recoverers, who, worker))
+            return replace(state, recoverers=put(state.recoverers, who, worker))
 
         if worker.phase == "idle":
             for index, record in enumerate(state.branch):
@@ -205,15 +201,15 @@ def _bring(
     following = replace(worker, branch=index + 1)
     record = state.branch[index]
     if record == "applied" and worker.decision == "committed":
-        yield at(following, state=replace(state, branch=_put(state.branch, index, "done")))
+        yield at(following, state=replace(state, branch=put(state.branch, index, "done")))
     elif record == "applied":
-        undone = replace(state, branch=_put(state.branch, index, "undone"), applied=_put(state.applied, index, False))
+        undone = replace(state, branch=put(state.branch, index, "undone"), applied=put(state.applied, index, False))
         yield at(following, state=undone)
     elif record == "absent" and worker.decision == "aborted":
         if Safeguard.ABSENT_BRANCH_GETS_A_TOMBSTONE not in safeguards:
             yield at(following)
         elif state.tx[index] is not Tx.HOLDS_KEY:  # else the insert waits for the original's
-            yield at(following, state=replace(state, branch=_put(state.branch, index, "refused")))
+            yield at(following, state=replace(state, branch=put(state.branch, index, "refused")))
     else:
         yield at(following)
 
@@ -226,7 +222,7 @@ def retention_steps(state: State, safeguards: frozenset[Safeguard]) -> Iterator[
 
     for index, record in enumerate(state.branch):
         if record == "done" or (record in {"refused", "undone"} and not old_transaction_open(index)):
-            yield replace(state, branch=_put(state.branch, index, "absent"))
+            yield replace(state, branch=put(state.branch, index, "absent"))
     if state.home == "committed" and (
         Safeguard.COMMITTED_OUTLIVES_APPLIED not in safeguards or "applied" not in state.branch
     ):
@@ -251,42 +247,11 @@ def violation(state: State, *, quiescent: bool) -> str | None:
     return None
 
 
-@dataclass(frozen=True)
-class Result:
-    """What a search found."""
-
-    states: int
-    violation: str | None
-    trace: tuple[State, ...]
-
-
-def explore(safeguards: frozenset[Safeguard] = ALL) -> Result:
+def explore(safeguards: frozenset[Safeguard] = ALL) -> Result[State]:
     """Visit every state that can be reached; stop at the first violation, with the way that led there."""
-    start = State()
-    came_from: dict[State, State | None] = {start: None}
-    queue = deque([start])
-    while queue:
-        state = queue.popleft()
-        following = {
-            after
-            for steps in (original_steps, recoverer_steps, retention_steps)
-            for after in steps(state, safeguards)
-            if after != state
-        }
-        broken = violation(state, quiescent=not following)
-        if broken:
-            return Result(len(came_from), broken, _trace(came_from, state))
-        for after in following:
-            if after not in came_from:
-                came_from[after] = state
-                queue.append(after)
-    return Result(len(came_from), None, ())
 
+    def steps(state: State) -> Iterator[State]:
+        for some in (original_steps, recoverer_steps, retention_steps):
+            yield from some(state, safeguards)
 
-def _trace(came_from: dict[State, State | None], last: State) -> tuple[State, ...]:
-    states: list[State] = []
-    state: State | None = last
-    while state is not None:
-        states.append(state)
-        state = came_from[state]
-    return tuple(reversed(states))
+    return search.explore(State(), steps, lambda state, last: violation(state, quiescent=last))

@@ -156,52 +156,12 @@ def test_a_savepoint_inside_a_saga_takes_its_writes_and_their_undo_back(configur
     assert "lost" not in undo
 
 
-def test_an_inner_saga_joins_the_outer_one(configured: Pair) -> None:
-    """Functions that each open a saga can call each other and still end as one outcome."""
-    create_shop(configured.by_name)
-
-    with saga("outer") as outer, saga("inner") as inner:
-        assert inner is outer
-        _order_and_reserve()
-
-    assert len(saga_states(configured.by_name)["default"]) == 1
-
-
-def test_an_inner_saga_that_failed_makes_the_outer_one_abort(configured: Pair) -> None:
-    """Its exception may be swallowed; its writes are in the same transactions and cannot be told apart."""
-    create_shop(configured.by_name)
-    before = contents(configured.by_name)
-
-    with pytest.raises(SagaError, match="inner saga failed"), saga("outer"):
-        _order_and_reserve()
-        with pytest.raises(ZeroDivisionError), saga("inner"):
-            _order_and_reserve("inner")
-            raise ZeroDivisionError
-
-    assert contents(configured.by_name) == before
-
-
 def test_a_saga_inside_a_plain_transaction_is_refused(configured: Pair) -> None:
     """A commit that the saga does not control could not be part of one outcome."""
     create_shop(configured.by_name)
 
     with transaction("default"), pytest.raises(SagaError, match=r"plain transaction of 'default'"), saga("order"):
         pass
-
-
-def test_a_saga_can_be_a_decorator(configured: Pair) -> None:
-    """Each call of the function is a saga of its own."""
-    create_shop(configured.by_name)
-
-    @saga("order")
-    def place() -> None:
-        _order_and_reserve()
-
-    place()
-    place()
-
-    assert _reserved(configured) == 4
-    assert len(saga_states(configured.by_name)["default"]) == 2
 
 
 def test_an_unknown_home_is_refused_before_the_block_runs(configured: Pair) -> None:

@@ -3,52 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass
+from contextlib import nullcontext
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
 
-from bench import guard
-from bench.databases import DatabaseKind, Pair, TestDatabase, fresh_database
-from bench.proxy import Moment, Proxy, Trigger
+from bench.databases import TestDatabase
+from bench.proxy import Moment, Proxy
 from bench.waiting import eventually
 from crosstie.orm import ConnectionManager
 from crosstie.orm.errors import CommitInDoubt
 from crosstie.orm.faults import armed
 from crosstie.orm.transaction import transaction
-from crosstie.sagas import SagaAborted, SagaInDoubt, saga, sweep_sagas
+from crosstie.sagas import SagaAborted, SagaError, SagaInDoubt, saga, sweep_effects, sweep_sagas
+from sagas import till
+from sagas.proxied import Bench, behind_proxies
 from sagas.shop import Order, Stock, contents, create_shop, saga_states
-
-
-@dataclass
-class Bench:
-    """Home behind one proxy, the branch behind another, and the databases themselves."""
-
-    home: Proxy
-    branch: Proxy
-    databases: dict[str, TestDatabase]
-
-    def lose_commit_of(self, name: str, moment: Moment) -> Trigger:
-        """Cut the connections when the next COMMIT of this database passes."""
-        proxy = self.home if name == "default" else self.branch
-        # Not the bare word: BEGIN ISOLATION LEVEL READ COMMITTED has it too.
-        pattern = b"COMMIT\x00" if self.databases[name].kind == "postgresql" else b"\x03COMMIT"
-        return proxy.cut_after(pattern, moment=moment)
 
 
 @pytest.fixture(params=[("postgresql", "mariadb"), ("mariadb", "postgresql")], ids="-".join)
 def bench(request: pytest.FixtureRequest, tmp_path: Path, proxy_to: Callable[[TestDatabase], Proxy]) -> Iterator[Bench]:
     """Both databases behind proxies, warm: nothing but the saga's own statements will pass."""
-    kinds: tuple[DatabaseKind, DatabaseKind] = request.param
-    with ExitStack() as stack:
-        pair = Pair(*(stack.enter_context(fresh_database(kind, tmp_path)) for kind in kinds))
-        home, branch = proxy_to(pair.first), proxy_to(pair.second)
-        behind = Pair(pair.first.proxied(home), pair.second.proxied(branch))
-        stack.enter_context(guard.configured_databases(behind))
-        create_shop(pair.by_name)
-        yield Bench(home, branch, pair.by_name)
+    with behind_proxies(request.param, tmp_path, proxy_to, create_shop) as made:
+        yield made
 
 
 def _order() -> None:
@@ -141,6 +119,42 @@ def test_an_unreachable_branch_is_undone_by_a_later_sweep(bench: Bench) -> None:
         lambda: [sweep_sagas(name) for name in ConnectionManager.names()] and contents(bench.databases) == before
     )
     assert saga_states(bench.databases) == {"default": ["finished"], "secondary": ["undone"]}
+
+
+@pytest.mark.parametrize("moment", ["answered", "withheld"])
+@pytest.mark.parametrize("healed", [True, False])
+def test_an_effect_shares_the_fate_of_a_commit_in_doubt(
+    moment: Moment, healed: bool, bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a saga of one database: at once if home can be asked, else by a sweep, and compensated only if it aborted."""
+    monkeypatch.setenv(till.VARIABLE, str(tmp_path / "till"))
+    committed = moment == "answered"
+    home = bench.databases["default"]
+    expected: type[SagaError] | None = None if healed and committed else SagaAborted if healed else SagaInDoubt
+
+    with (
+        armed("recovery.before-decision", bench.home.heal if healed else lambda: None),
+        pytest.raises(expected) if expected else nullcontext(),
+        saga("order", home="default", expiry_s=0.001) as s,
+    ):
+        s.call(till.charge, 5, compensate=till.refund)
+        Order(sku="new", amount=Decimal(1)).save()
+        bench.lose_commit_of("default", moment)
+
+    if not healed:
+        assert till.lines("refund") == []
+        bench.home.heal()
+
+        def ended() -> bool:
+            sweep_effects("default")
+            return home.scalar("SELECT state FROM crosstie_effect") not in {"open", "due"}
+
+        # The server may take a moment to notice that its client is gone, and to release the locks.
+        eventually(ended, within_s=30)
+    assert till.lines("refund") == ([] if committed else ["refund 5 :1"])
+    assert home.scalar("SELECT state FROM crosstie_effect") == ("settled" if committed else "compensated")
+    assert saga_states(bench.databases)["default"] == ["committed" if committed else "finished"]
+    assert home.scalar("SELECT count(*) FROM orders WHERE sku = 'new'") == int(committed)
 
 
 def test_a_plain_transaction_whose_answer_is_lost_is_in_doubt(bench: Bench) -> None:

@@ -71,8 +71,11 @@ def test_many_committed_sagas_are_settled_at_once(configured: Pair) -> None:
     assert saga_states(configured.by_name)["secondary"] == ["done"] * 5
 
 
-def test_a_saga_whose_home_is_down_waits_and_does_not_stop_the_others(configured: Pair) -> None:
+def test_a_saga_whose_home_is_down_waits_and_does_not_stop_the_others(
+    configured: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The saga is deferred with back-off and not lost; a saga of another home goes on."""
+    monkeypatch.setattr("crosstie.sagas.sweep.backoff_s", lambda failures, **_: 60.0 * (failures + 1))
     create_shop(configured.by_name)
     _order()
     configured.second.execute(

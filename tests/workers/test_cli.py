@@ -54,7 +54,7 @@ def test_init_creates_the_tables_once_and_says_so(cli: Callable, database: TestD
     status, out, err = cli("init", configuration={"default": database.config})
     assert status == 0, err
     assert "default (" in out
-    assert "created crosstie_audit_run" in out
+    assert "created crosstie_audit_chunk, crosstie_audit_run" in out
     assert database.scalar("SELECT count(*) FROM crosstie_saga") == 0
     status, out, _ = cli("init")
     assert (status, "all tables exist" in out) == (0, True)
@@ -186,15 +186,20 @@ def test_status_shows_what_is_unfinished(cli: Callable, configured_database: Tes
         connection.execute(sa.insert(tables.saga).values(saga_id="b", quarantine="a conflict", **saga))
         connection.execute(sa.insert(tables.route).values(route="default", event_type="order.placed", lanes=4))
         connection.execute(sa.insert(tables.outbox).values(route="default", lane=1, **event))
+    effect = {"saga_name": "order", "home": "default", "compensation": "c", "arguments": "{}", "expires_at_ms": 1000}
+    with ConnectionManager.get("default").engine.begin() as connection:
+        for step, state in enumerate(["open", "settled", "due", "due"]):
+            connection.execute(sa.insert(tables.effect).values(saga_id="a", step=step, state=state, **effect))
     status, out, _ = cli("status", "--json", configuration={"default": configured_database.config})
     (found,) = json.loads(out)["databases"]
     assert status == 0
-    assert found["unresolved_sagas"] == {"applied": 1, "aborted": 0, "quarantined": 1}
+    assert found["unresolved_sagas"] == {"applied": 1, "aborted": 0, "owed": 0, "quarantined": 1}
+    assert found["unresolved_effects"] == {"open": 1, "due": 2, "quarantined": 0}
     assert [(one["route"], one["depth"]) for one in found["routes"]] == [("default", 1)]
     assert found["routes"][0]["oldest_s"] > 1e9
     status, out, _ = cli("status")
     assert status == 0
-    assert re.search(r"default +\S.* ms +1 +0 +1\n", out)
+    assert re.search(r"default +\S.* ms +1 +0 +0 +1 +2 +0 +0 +0\n", out)
     assert re.search(r"default +default +1 +\d+\.\d s +0", out)
 
 

@@ -9,9 +9,11 @@ from bench.faults import crash_env
 from bench.processes import Spawner
 from bench.waiting import eventually
 from crosstie.orm.faults import FAULT_POINTS
+from sagas.bank import balances, create_bank
 from sagas.shop import contents, create_shop, saga_states
 
 PROGRAM = Path(__file__).parent.parent / "sagas" / "crash_program.py"
+FORWARD = PROGRAM.with_name("forward_program.py")
 POINTS = sorted(point for point in FAULT_POINTS if point.startswith("saga."))
 COMMITTED = {"keep", "changed", "count", "new"}
 
@@ -51,3 +53,21 @@ def test_a_worker_finishes_sagas_over_two_databases(configured_crash_pair: Pair,
 def test_a_worker_finishes_sagas_over_three_databases(configured_trio: Trio, spawn: Spawner) -> None:
     """All or nothing in all three."""
     _crash_everywhere_then_work(configured_trio, spawn)
+
+
+def test_a_worker_does_what_a_killed_process_owed(configured_crash_pair: Pair, spawn: Spawner) -> None:
+    """Home had committed, and the branch had not followed; the worker knows none of the models."""
+    databases = configured_crash_pair.by_name
+    create_bank(databases)
+    environment = configured_crash_pair.environment
+    child = spawn.python(
+        str(FORWARD), "saga", *databases, environment=environment | crash_env("forward.home-committed")
+    )
+    child.wait_killed()
+    assert len(balances(databases)["postings"]) == 1
+
+    spawn.worker(environment=environment)
+
+    owed = {"default": ["committed"], "secondary": ["done"]}
+    eventually(lambda: saga_states(databases) == owed, within_s=60, describe="nothing is owed")
+    assert len(balances(databases)["postings"]) == 3

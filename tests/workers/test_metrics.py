@@ -7,8 +7,9 @@ import re
 import socket
 import sys
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -16,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from bench.databases import Pair
 from bench.processes import Spawner
 from bench.waiting import eventually
+from crosstie.orm.cache.tally import CacheCounters, counters, tally
 from crosstie.orm.connection import ConnectionManager
 from crosstie.orm.faults import armed
 from crosstie.outbox import measure, sweep_lanes
@@ -48,6 +50,7 @@ def measured(configured_crash_pair: Pair, monkeypatch: pytest.MonkeyPatch, own_r
     """This process counts what it does."""
     monkeypatch.setattr(measure, "_meters", [])
     monkeypatch.setattr(metrics, "_prepared", [])
+    monkeypatch.setattr(tally, "listeners", [])
     monkeypatch.setenv("CROSSTIE_METRICS__PORT", "0")
     monkeypatch.delenv(metrics.DIRECTORY, raising=False)
     ConnectionManager.configure(configured_crash_pair.configuration)
@@ -113,6 +116,33 @@ def test_steals_and_fence_rejections_are_counted(measured: Pair) -> None:
     found = here()
     assert found["crosstie_outbox_lease_steals_total", "default", "secondary"] == 1
     assert found["crosstie_outbox_fence_rejections_total", "default", "secondary"] == 1
+
+
+def test_what_the_cache_does_is_counted(measured: Pair) -> None:
+    """Every counter of the tally is a metric, from 0 on."""
+    names = [one.name for one in fields(CacheCounters)]
+    assert {name: here()[f"crosstie_cache_{name}_total", "", ""] for name in names} == dict.fromkeys(names, 0)
+    for number, name in enumerate(names, start=1):
+        tally.add(**{name: number})
+        tally.add(**{name: number})
+    assert {name: here()[f"crosstie_cache_{name}_total", "", ""] for name in names} == {
+        name: 2 * number for number, name in enumerate(names, start=1)
+    }
+
+
+def test_a_meter_of_the_cache_that_fails_does_not_disturb_lookups(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is logged, and counted all the same."""
+
+    def fail(counts: Mapping[str, int]) -> None:
+        raise RuntimeError(f"no room for {counts}")
+
+    monkeypatch.setattr(tally, "listeners", [fail])
+    before = counters().hits
+    tally.add(hits=1)
+    assert counters().hits == before + 1
+    assert "no room" in caplog.text
 
 
 def test_a_meter_that_fails_does_not_disturb_the_relay(measured: Pair) -> None:

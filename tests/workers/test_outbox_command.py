@@ -55,7 +55,7 @@ def test_status_counts_what_is_parked_by_what_is_to_be_done(cli: Callable, pair:
     """As a table and as JSON; also in `crosstie status`."""
     status, out, _ = cli("outbox", "status")
     assert status == 0
-    assert re.search(r"default +secondary +0 +- +4 +2 +0 +0 +event ", out)
+    assert re.search(r"default +secondary +0 +- +4 +2 +0 +0 +0 +event ", out)
     status, out, _ = cli("outbox", "status", "--json", "--route", "secondary", "-d", "default")
     document = json.loads(out)
     (route,) = document["routes"]
@@ -341,3 +341,29 @@ def test_verify_says_what_it_could_not_check(cli: Callable, pair: Pair) -> None:
     status, out, _ = cli("outbox", "verify", "--json")
     found = json.loads(out)["problems"]
     assert (status, {one["kind"] for one in found}) == (2, {"home-unchecked", "target-unchecked"})
+
+
+def test_inboxes_are_shown_and_a_vanished_origin_is_forgotten(
+    cli: Callable, pair: Pair, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With the database that each belongs to; one that is alive is refused, one that is unknown is status 1."""
+    status, out, _ = cli("outbox", "inboxes", "--json", "-d", "secondary")
+    document = json.loads(out)
+    assert (status, document["errors"]) == (0, {})
+    one = document["origins"][0]
+    assert (one["target"], one["route"], one["source"]) == ("secondary", "secondary", "default")
+    assert one["unused_s"] < 600
+    assert one["origin"] in cli("outbox", "inboxes")[1]
+    status, _, err = cli("outbox", "forget-origin", one["origin"], "--unused-for", "0")
+    assert (status, "has lanes" in err) == (2, True)
+    pair.first.execute("UPDATE crosstie_lane SET origin = 'default:another'")
+    assert json.loads(cli("outbox", "inboxes", "--json", "-d", "secondary")[1])["origins"][0]["source"] is None
+    arguments = ("outbox", "forget-origin", one["origin"], "--unused-for", "0", "--json")
+    with caplog.at_level(logging.WARNING):
+        status, out, _ = cli(*arguments)
+    assert (status, json.loads(out)["forgotten"]) == (0, one["origin"])
+    assert json.loads(out)["rows"]["secondary"] > 0
+    assert "forget-origin" in caplog.text
+    assert cli(*arguments)[0] == 1
+    down = {"driver": "sqlite", "database": "/nowhere/at/all.db"}
+    assert cli("outbox", "inboxes", configuration=pair.configuration | {"third": down})[0] == 2

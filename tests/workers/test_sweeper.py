@@ -13,10 +13,10 @@ import pytest
 from bench.waiting import eventually
 from crosstie.orm import ConnectionManager
 from crosstie.orm.errors import DatabaseUnavailable
+from crosstie.outbox import operation, subscriber, sync_routes
 from crosstie.workers import doorbell, sweeper
 from crosstie.workers.outages import Outages
 from crosstie.workers.schedule import Every, Job
-from crosstie.workers.sweep import sweep_database
 from crosstie.workers.sweeper import DatabaseLoop, run_sweeper
 from workers import depot as shop
 from workers.conftest import Depot
@@ -98,14 +98,14 @@ def test_a_database_that_is_down_is_told_once_and_delays_no_other(
     down = {"driver": "postgresql", "database": "x", "host": "127.0.0.1", "port": closed_port()}
     ConnectionManager.configure(depot.databases.configuration | {"aside": down})
     rounds: list[int] = []
-    sweep = sweep_database
+    look = operation.routes_of
 
-    def counting(name: str, *, owner: str) -> Any:
+    def counting(name: str) -> Any:
         if name == "aside":
             rounds.append(1)
-        return sweep(name, owner=owner)
+        return look(name)
 
-    monkeypatch.setattr(sweeper, "sweep_database", counting)
+    monkeypatch.setattr(operation, "routes_of", counting)
     wakeup, end = sweeping()
     eventually(lambda: len(rounds) > 5)
     shop.publish(1)
@@ -146,6 +146,57 @@ def test_an_outage_is_told_when_it_begins_and_when_it_is_over(
     ]
 
 
+@pytest.mark.parametrize("depot", [("postgresql", "mariadb")], indirect=True, ids="-".join)
+def test_a_slow_subscriber_of_one_route_delays_no_other(
+    depot: Depot, sweeping: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does it delay events that are published while it works, in a route that the running sweeper came to know."""
+    monkeypatch.setenv("CROSSTIE_SWEEP_INTERVAL_S", "0.2")  # a ring may be missed, a sweep is not
+    ConnectionManager.configure(depot.databases.configuration)
+    wakeup, end = sweeping()
+    shop.publish(1)
+    eventually(lambda: depot.numbers("arrivals") == [1])
+    slow, let_go = threading.Event(), threading.Event()
+    taken: list[int] = []
+
+    def dawdle(event: shop.ParcelSent) -> None:
+        slow.set()
+        assert let_go.wait(60)
+        taken.append(event.number)
+
+    subscriber(shop.ParcelSent, database="default")(dawdle)
+    assert not sync_routes().failed
+    shop.publish(2)
+    try:
+        assert slow.wait(20)
+        for number in (3, 4):
+            shop.publish(number)
+            eventually(lambda: depot.numbers("arrivals")[-1] == number)  # noqa: B023 - called at once
+        assert taken == []
+    finally:
+        let_go.set()
+    eventually(lambda: sorted(taken) == [2, 3, 4])
+    wakeup.stop()
+    assert end() == 0
+
+
+def test_a_busy_route_is_looked_at_without_waiting_for_the_next_sweep(
+    depot: Depot, sweeping: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a sweep once an hour and every doorbell lost: while events flow, the next look is a moment away."""
+    monkeypatch.setenv("CROSSTIE_SWEEP_INTERVAL_S", "3600")
+    monkeypatch.setattr(sweeper, "BUSY_FOR_S", 60.0)
+    ConnectionManager.configure(depot.databases.configuration)
+    shop.publish(1)
+    wakeup, end = sweeping()
+    eventually(lambda: depot.numbers("arrivals") == [1])
+    doorbell.deliver_locally(lambda _: None)
+    shop.publish(2)
+    eventually(lambda: depot.numbers("arrivals") == [1, 2])
+    wakeup.stop()
+    assert end() == 0
+
+
 def test_a_handler_that_hangs_ends_the_sweeper_so_that_it_is_started_again(
     depot: Depot, sweeping: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -153,7 +204,7 @@ def test_a_handler_that_hangs_ends_the_sweeper_so_that_it_is_started_again(
     monkeypatch.setattr(sweeper, "STALL_S", 0.1)
     monkeypatch.setattr(sweeper, "LEASES_TO_STALL", 0)
     let_go = threading.Event()
-    monkeypatch.setattr(sweeper, "sweep_database", lambda *_, **__: let_go.wait(30))
+    monkeypatch.setattr(sweeper, "sweep_sagas", lambda *_, **__: let_go.wait(30))
     try:
         _, end = sweeping()
         assert end() != 0

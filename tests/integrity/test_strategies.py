@@ -1,0 +1,214 @@
+"""Every strategy finds what a comparison in Python finds, over every pair of databases; the planner only picks."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from bench.databases import Pair
+from crosstie.orm.integrity import AuditState, Strategy, audit_chunk, bitmap, conclude_audit, plan_audit
+from crosstie.orm.integrity.packed import PackedScan
+from crosstie.orm.integrity.planner import Situation, choose_strategy
+from crosstie.orm.integrity.storage import KeyKind
+from integrity.tables import Linked, linked, orphans
+
+NEAR = st.integers(-80, 200)
+FAR = st.one_of(NEAR, st.integers(-(2**63), 2**63 - 1), st.sampled_from([2**31, -(2**31) - 1, 2**63 - 1, -(2**63)]))
+STRATEGIES = [Strategy.PACKED, Strategy.PROBE, Strategy.BITMAP, Strategy.WORDS, Strategy.SKIP]
+
+
+def strategies_for(world: Linked) -> list[Strategy]:
+    """Words need two servers, and skipping a server that takes any recursion."""
+    kinds = {world.child.kind, world.parent.kind}
+    able = {
+        Strategy.WORDS: "sqlite" not in kinds,
+        Strategy.SKIP: world.child.kind != "mariadb",
+    }
+    return [one for one in STRATEGIES if able.get(one, True)]
+
+
+@pytest.mark.parametrize("keys", [NEAR, FAR], ids=["dense", "wide"])
+def test_every_strategy_agrees_with_brute_force(configured: Pair, keys: st.SearchStrategy[int]) -> None:
+    """Children and parents drawn at random, NULLs and duplicates among them, and pages of every size."""
+    world = linked(configured)
+
+    @settings(
+        max_examples=10,
+        deadline=None,
+        derandomize=True,
+        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    )
+    @given(
+        children=st.one_of(st.just([]), st.lists(st.one_of(st.none(), keys), min_size=12, max_size=60)),
+        parents=st.sets(keys, max_size=40),
+        copied=st.integers(0, 10),
+        page_size=st.integers(1, 30),
+        chunks=st.integers(1, 4),
+    )
+    def compare(children: list[int | None], parents: set[int], copied: int, page_size: int, chunks: int) -> None:
+        parents = parents | {key for key in children[:copied] if key is not None}
+        world.child.execute("DELETE FROM posts")
+        world.parent.execute("DELETE FROM users")
+        world.register(parents)
+        world.post(list(enumerate(children)))
+        expected = {n: key for n, key in enumerate(children) if key is not None and key not in parents}
+        for strategy in strategies_for(world):
+            plan = plan_audit(world.reference, page_size=page_size, chunks=chunks, strategy=strategy)
+            answer = conclude_audit(
+                world.reference, plan, [audit_chunk(world.reference, plan, chunk) for chunk in plan.chunks]
+            )
+            assert (strategy, answer.reason, orphans(answer)) == (strategy, None, expected)
+            assert answer.keys_checked == len(set(children) - {None})
+            if strategy is not Strategy.SKIP:
+                assert answer.child_rows == len(children) - children.count(None)
+
+    compare()
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize(
+    "pair",
+    [("sqlite", "postgresql"), ("postgresql", "mariadb"), ("mariadb", "postgresql")],
+    indirect=True,
+    ids="-".join,
+)
+def test_each_strategy_confirms_on_live_data(configured: Pair, strategy: Strategy) -> None:
+    """A parent that comes after its page was read is no orphan, and a row that a saga has is deferred."""
+    world = linked(configured)
+    if strategy not in strategies_for(world):
+        pytest.skip("not for this pair")
+    world.register([1, 2])
+    world.post([(n, n) for n in range(1, 7)])
+    looked: list[str] = []
+
+    def suspects(database_name: str, /, *, since_ms: int) -> list[tuple[str, tuple[str, ...]]]:
+        looked.append(database_name)
+        if len(looked) == 1:
+            world.register([3])
+        return [("posts", ("4",))] if database_name == "default" else []
+
+    result = world.audit(strategy=strategy, suspects=suspects)
+    assert result.reason is None
+    assert orphans(result) == {5: 5, 6: 6}
+    assert (result.deferred_keys, result.deferred_rows) == (1, 1)
+
+
+@pytest.mark.parametrize("pair", [("postgresql", "mariadb"), ("mariadb", "sqlite")], indirect=True, ids="-".join)
+def test_without_an_index_the_table_is_read_once(configured: Pair) -> None:
+    """The planner takes the set of keys, and says that an index would help."""
+    world = linked(configured)
+    world.child.execute("DROP INDEX posts_user" + (" ON posts" if world.child.kind == "mariadb" else ""))
+    world.register(n for n in range(50) if n != 7)
+    world.post([(n, n % 50) for n in range(200)])
+    plan = plan_audit(world.reference, page_size=20, chunks=5)
+    assert (plan.strategy, len(plan.chunks)) == (Strategy.BITMAP, 1)
+    result = world.audit(chunk_size=20)
+    assert [finding.parent_key for finding in result.findings] == [7] * 4
+    assert (result.keys_checked, result.child_rows) == (50, 200)
+    assert any("has no index" in note for note in result.notes)
+
+
+@pytest.mark.parametrize("pair", [("postgresql", "sqlite"), ("sqlite", "postgresql")], indirect=True, ids="-".join)
+def test_rows_that_a_read_by_primary_key_has_lost_make_it_incomplete(
+    world: Linked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second page of rows comes back empty, as after a swallowed error, and there are rows behind it."""
+    world.register(range(50))
+    world.post([(n, n) for n in range(50)])
+    monkeypatch.setattr(bitmap, "_PAGE", 20)
+    assert world.audit(strategy=Strategy.BITMAP).keys_checked == 50
+    read = bitmap._rows_after
+
+    def losing(child: Any, after: int | None, upto: int, *between: int) -> Any:
+        return read(child, after, upto if after is None else 0, *between)
+
+    monkeypatch.setattr(bitmap, "_rows_after", losing)
+    result = world.audit(strategy=Strategy.BITMAP)
+    assert result.state is AuditState.INCOMPLETE
+    assert "30 rows with id above 19 were not read" in (result.reason or "")
+
+
+@pytest.mark.parametrize("pair", [("postgresql", "mariadb")], indirect=True, ids="-".join)
+def test_the_reads_of_both_ends_overlap(world: Linked, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the parent is asked about a page the child reads the next one: each waits for the other to have begun."""
+    world.register(range(20))
+    world.post([(n, n) for n in range(20)])
+    both = threading.Barrier(2, timeout=30)
+
+    class Meeting(PackedScan):
+        def read(self, after: Any) -> Any:
+            if after is not None:
+                both.wait()
+            return super().read(after)
+
+        def missing(self, page: Any) -> Any:
+            if page.tile.hi != 19:
+                both.wait()
+            return super().missing(page)
+
+    result = world.audit(chunk_size=5, scan=lambda ends, _: Meeting(ends))
+    assert (result.state, result.reason, result.keys_checked) == (AuditState.OK, None, 20)
+
+
+SITUATION = Situation(
+    kind=KeyKind.INTEGER,
+    indexed=True,
+    rows=5_000_000,
+    keys=1_600_000,
+    parents=2_000_000,
+    span=2_000_000,
+    round_trip_s=0.0002,
+    page_size=50_000,
+    child_skips=True,
+    child_is_pageable=True,
+    both_pack=True,
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "strategy", "reason"),
+    [
+        ({}, Strategy.PACKED, "in order"),
+        ({"round_trip_s": 0.02}, Strategy.WORDS, "20.0 ms"),
+        ({"round_trip_s": 0.02, "span": 2**40}, Strategy.PACKED, "in order"),
+        ({"round_trip_s": 0.02, "both_pack": False}, Strategy.PACKED, "in order"),
+        ({"keys": 3_000}, Strategy.SKIP, "next key"),
+        ({"keys": 3_000, "child_skips": False}, Strategy.PROBE, "asked about the keys"),
+        ({"keys": 100_000}, Strategy.PROBE, "asked about the keys"),
+        ({"indexed": False}, Strategy.BITMAP, "read once"),
+        ({"indexed": False, "rows": 40_000, "keys": 40_000, "parents": 100}, Strategy.PACKED, "in order"),
+        ({"indexed": False, "child_is_pageable": False}, Strategy.PACKED, "each page reads the table"),
+        ({"kind": KeyKind.TEXT}, Strategy.FETCH, "kind text"),
+    ],
+)
+def test_the_choice_follows_from_the_numbers(changes: dict[str, Any], strategy: Strategy, reason: str) -> None:
+    """Pure: what is known of both ends decides, and the reasons say so."""
+    chosen, reasons = choose_strategy(replace(SITUATION, **changes))
+    assert chosen is strategy
+    assert reason in " ".join(reasons)
+
+
+@pytest.mark.parametrize("pair", [("postgresql", "sqlite"), ("mariadb", "postgresql")], indirect=True, ids="-".join)
+def test_the_planner_reads_the_servers_own_statistics(world: Linked) -> None:
+    """A hundred keys in ten thousand rows, once the server has looked at its table."""
+    world.post([(n, n % 100) for n in range(10_000)])
+    world.child.execute({"postgresql": "ANALYZE posts", "mariadb": "ANALYZE TABLE posts"}[world.child.kind])
+    plan = plan_audit(world.reference, chunks=8)
+    assert 8_000 < plan.rows < 12_000
+    assert 50 < plan.keys <= 100
+    assert len(plan.chunks) == 1, "a page holds them all"
+    assert len(plan_audit(world.reference, page_size=10, chunks=8, strategy=Strategy.PACKED).chunks) == 8
+
+
+@pytest.mark.parametrize("pair", [("sqlite", "postgresql")], indirect=True, ids="-".join)
+def test_a_strategy_for_other_keys_is_refused(world: Linked) -> None:
+    """As where the type of a column changes while a planned audit waits."""
+    world.post([(1, 1)])
+    result = world.audit(strategy=Strategy.FETCH)
+    assert result.state is AuditState.INCOMPLETE
+    assert "found keys of kind integer" in (result.reason or "")

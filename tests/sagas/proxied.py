@@ -1,0 +1,47 @@
+"""Two databases behind proxies, for answers that are lost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench import guard
+from bench.databases import DatabaseKind, Pair, TestDatabase, fresh_database
+from bench.proxy import Moment, Proxy, Trigger
+
+__all__ = ["Bench", "behind_proxies"]
+
+
+@dataclass
+class Bench:
+    """Home behind one proxy, the branch behind another, and the databases themselves."""
+
+    home: Proxy
+    branch: Proxy
+    databases: dict[str, TestDatabase]
+
+    def lose_commit_of(self, name: str, moment: Moment) -> Trigger:
+        """Cut the connections when the next COMMIT of this database passes."""
+        proxy = self.home if name == "default" else self.branch
+        # Not the bare word: BEGIN ISOLATION LEVEL READ COMMITTED has it too.
+        pattern = b"COMMIT\x00" if self.databases[name].kind == "postgresql" else b"\x03COMMIT"
+        return proxy.cut_after(pattern, moment=moment)
+
+
+@contextmanager
+def behind_proxies(
+    kinds: tuple[DatabaseKind, DatabaseKind],
+    folder: Path,
+    proxy_to: Callable[[TestDatabase], Proxy],
+    create: Callable[[dict[str, TestDatabase]], object],
+) -> Iterator[Bench]:
+    """Configured, filled by `create`, and warm: nothing but what the test sends will pass."""
+    with ExitStack() as stack:
+        pair = Pair(*(stack.enter_context(fresh_database(kind, folder)) for kind in kinds))
+        home, branch = proxy_to(pair.first), proxy_to(pair.second)
+        behind = Pair(pair.first.proxied(home), pair.second.proxied(branch))
+        stack.enter_context(guard.configured_databases(behind))
+        create(pair.by_name)
+        yield Bench(home, branch, pair.by_name)

@@ -1,0 +1,24 @@
+"""Two-phase commit holds in every reachable state, and would not without any one of its safeguards."""
+
+from __future__ import annotations
+
+import pytest
+
+from sagas import two_phase_model as model
+
+
+def test_no_crash_pause_or_lost_answer_breaks_a_two_phase_saga() -> None:
+    """Every state that two branches, home, an original and two recoverers can reach keeps every promise."""
+    result = model.explore()
+
+    assert result.violation is None, result.trace
+    assert result.states > 2000, "the search visited too few states to mean anything"
+
+
+@pytest.mark.parametrize("safeguard", list(model.Safeguard), ids=lambda safeguard: safeguard.name.lower())
+def test_each_safeguard_of_a_two_phase_saga_is_needed(safeguard: model.Safeguard) -> None:
+    """Without this safeguard the search finds a run that half-applies a saga or misreports its outcome."""
+    result = model.explore(model.ALL - {safeguard})
+
+    assert result.violation is not None
+    assert result.trace[0] == model.State()
