@@ -3,7 +3,8 @@
 1. *throughput*: a committed backlog is applied, by crosstie and by others, which take turns in rounds. The rate is that
    of the last 95 % of the events, so that no start of a process counts. The ratio is to one Celery task per event over
    Redis in the same round. All write the same row of the same table, and may do it twice without harm.
-2. *cost*: what publishing adds to a transaction of the ORM, in percent.
+2. *cost*: what publishing adds to a transaction of the ORM, in percent; and what the same statements add to one by the
+   driver alone.
 3. *backlog*: a long one, in rates relative to a short one; once more while a session keeps an old snapshot open.
 4. *latency*: from before the commit to the subscriber, with doorbells and with every doorbell lost.
 
@@ -19,14 +20,12 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
 
@@ -40,6 +39,7 @@ from carriers.celery_carrier import CeleryTasks
 from carriers.crosstie_carrier import Crosstie
 from carriers.dbos_carrier import Dbos
 from carriers.procrastinate_carrier import Procrastinate
+from versions import versions
 
 from crosstie.orm.connection import ConnectionManager
 from crosstie.outbox import create_tables, sync_routes
@@ -63,7 +63,7 @@ def main() -> None:
         from carriers import workload  # noqa: F401 - declares the subscription
 
         assert not sync_routes().failed
-        print(_versions())
+        print(versions("sqlalchemy", "psycopg", "PyMySQL", "celery", "redis", "procrastinate", "dbos"))
         for part in options.parts.split(","):
             print(f"\n## {part}\n", flush=True)
             _RUN[part](options)
@@ -80,17 +80,6 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--scale", type=float, default=1.0)
     parser.add_argument("--backlog", type=int, default=200_000)
     return parser.parse_args()
-
-
-def _versions() -> str:
-    def told(package: str) -> str:
-        try:
-            return f"{package} {version(package)}"
-        except PackageNotFoundError:
-            return f"no {package}"
-
-    names = ("sqlalchemy", "psycopg", "PyMySQL", "celery", "redis", "procrastinate", "dbos")
-    return f"Python {platform.python_version()}, {os.cpu_count()} cores; " + ", ".join(map(told, names))
 
 
 # -- throughput -------------------------------------------------------------------------------------------------------
@@ -147,7 +136,7 @@ def _rate(carrier: Carrier, count: int, *, watch: Callable[[Carrier], None] | No
 
 def cost(options: argparse.Namespace) -> None:
     """What publishing adds to a transaction, on both databases."""
-    from carriers.writer import write
+    from carriers.writer import RawWriter, write
 
     rounds = max(3, int(15 * options.scale))
     for name in ("source", "target"):
@@ -167,21 +156,39 @@ def cost(options: argparse.Namespace) -> None:
                 f"{added:+7.1%}  {statistics.median(without):8.2f} ms without, {statistics.median(with_them):8.2f} ms "
                 f"with: {rows} row(s) and {events} event(s) on {ConnectionManager.get(name).kind}"
             )
-            with ConnectionManager.get(name).autocommit.connect() as connection:
-                connection.execute(sa.text("DELETE FROM crosstie_outbox"))
+        raw: dict[int, list[float]] = {0: [], 1: []}
+        times = max(2, int(200 * options.scale))
+        with RawWriter(name) as writer:
+            for turn in range(rounds + 1):
+                for published in (0, 1) if turn % 2 else (1, 0):
+                    begun_s = time.perf_counter()
+                    for _ in range(times):
+                        writer.write(events=published)
+                    if turn:
+                        raw[published].append((time.perf_counter() - begun_s) / times * 1000)
+        added = statistics.median(more / less - 1 for more, less in zip(raw[1], raw[0], strict=True))
+        print(
+            f"{added:+7.1%}  {statistics.median(raw[0]):8.2f} ms without, {statistics.median(raw[1]):8.2f} ms with: "
+            f"1 row(s) and 1 event(s) on {ConnectionManager.get(name).kind}, by the driver alone"
+        )
+        with ConnectionManager.get(name).autocommit.connect() as connection:
+            connection.execute(sa.text("DELETE FROM crosstie_outbox"))
 
 
 # -- backlog ----------------------------------------------------------------------------------------------------------
 
 
 def backlog(options: argparse.Namespace) -> None:
-    """A short one, a long one, and a long one beside an old snapshot."""
-    short = _rate(Crosstie(SET_BASED, "batch", 1.0), max(1000, min(options.backlog // 10, 60_000)))
-    print(f"  1.00  {short:7.0f} /s  a short backlog")
+    """A long one, and a long one beside an old snapshot, each between two short ones."""
+    count = max(1000, min(options.backlog // 10, 60_000))
+    before = _rate(Crosstie(SET_BASED, "batch", 1.0), count)
     for pinned in (False, True):
         memory: list[list[float]] = []
         with _old_snapshots() if pinned else nullcontext():
             rate = _rate(Crosstie(SET_BASED, "batch", 1.0), options.backlog, watch=partial(_note_memory, memory))
+        after = _rate(Crosstie(SET_BASED, "batch", 1.0), count)
+        short, before = statistics.mean((before, after)), after
+        print(f"  1.00  {short:7.0f} /s  {count:,} events, before and after")
         told = f"{options.backlog:,} events" + (", while a session keeps an old snapshot" if pinned else "")
         grown = ", ".join(f"{begun:.0f} → {ended:.0f} MB" for begun, ended in zip(*memory, strict=True))
         print(f"{rate / short:6.2f}  {rate:7.0f} /s  {told}; memory of the workers at 5 % and at the end: {grown}")

@@ -1,0 +1,1 @@
+"""Ways of finding orphans between two databases, for benchmarks/audit.py."""

@@ -1,0 +1,1 @@
+"""Ways to write a row in each of two databases, and what they promise when a process dies in between."""
