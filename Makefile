@@ -19,7 +19,7 @@ $(DEV): EXTRAS := dev
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$(EXTRAS)]'
 	@touch $@
 
-.PHONY: help demo test lint format types storm bench bench-orm bench-outbox package clean
+.PHONY: help demo test lint format types storm bench bench-orm bench-outbox bench-sagas bench-audit package clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
@@ -58,6 +58,16 @@ bench-outbox:  ## compare the outbox with queues, which are installed into .venv
 	@test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
 	@.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -e '.[mysql,postgres,redis]' -r benchmarks/requirements.txt
 	@.venv-bench/bin/python benchmarks/outbox.py $(ARGS)
+
+bench-sagas:  ## compare sagas with what protects two writes elsewhere, installed into .venv-bench
+	@test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
+	@.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -e '.[mysql,postgres,redis]' -r benchmarks/requirements.txt
+	@.venv-bench/bin/python benchmarks/sagas.py $(ARGS)
+
+bench-audit:  ## compare audits with other ways between two databases, which are installed into .venv-bench
+	@test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
+	@.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -e '.[mysql,postgres]' -r benchmarks/requirements.txt
+	@.venv-bench/bin/python benchmarks/audit.py $(ARGS)
 
 package: $(DEV)  ## build sdist and wheel into dist/, and try the wheel in a fresh environment
 	@rm -rf dist
