@@ -24,13 +24,6 @@ from outbox import bank
 from outbox.bank import Moved
 
 
-@pytest.fixture(autouse=True)
-def _no_hurry(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a slow machine too, no key is due before a test says so."""
-    if any(name.startswith("configured") for name in request.fixturenames):
-        monkeypatch.setattr(parking, "FIRST_RETRY_S", 600.0)
-
-
 def states(pair: Pair) -> list[tuple[int, str, int]]:
     """Number, state and attempts of the parked events, in the order of their ids."""
     rows = pair.first.rows("SELECT payload, state, attempts FROM crosstie_parked ORDER BY id")
@@ -402,8 +395,11 @@ def failing(**marks: bool) -> DeliveryFailed:
 
 
 @pytest.mark.parametrize("failure", [failing(), BatchRefused("no luck")])
-def test_the_time_between_attempts_doubles_up_to_ten_minutes(failure: DeliveryFailed | BatchRefused) -> None:
+def test_the_time_between_attempts_doubles_up_to_ten_minutes(
+    failure: DeliveryFailed | BatchRefused, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """1 s, 2 s, …, 600 s; after the last attempt the event is dead."""
+    monkeypatch.setattr(parking, "FIRST_RETRY_S", 1.0)
     verdicts = [judge(row(n), failure, limit=12, jitter=0) for n in range(12)]
     assert [one.delay_s for one in verdicts][:4] == pytest.approx([1, 2, 4, 8])
     assert verdicts[10].delay_s == 600
