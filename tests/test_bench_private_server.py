@@ -84,7 +84,7 @@ def test_a_server_dies_with_its_test(kind: engines.ServedKind, spawn: Spawner) -
     child.wait_killed()
     child.close()  # reaped, so that its number is nobody's
     for pid in re.findall(r"\d+", said.partition("pids")[2]):
-        eventually(lambda: not lives(int(pid)), within_s=20, describe="the server is dead")  # noqa: B023
+        eventually(lambda: not lives(int(pid)), describe="the server is dead")  # noqa: B023
     private_servers.delete_leftovers()
     assert not home.exists()
 

@@ -105,7 +105,7 @@ def test_an_answer_is_waited_for_however_long_it_takes(served: TestDatabase, pro
         trigger.wait()
         assert items(served) == 1
         with pytest.raises(LOST):
-            insert.result(timeout=10)
+            insert.result(timeout=60)
 
 
 def test_the_lost_commit(served: TestDatabase, proxy_to: ProxyTo) -> None:
@@ -137,13 +137,13 @@ def test_the_servers_end_is_closed_in_order_after_what_was_forwarded() -> None:
     """A server that reads late still gets the request, and then an ordinary end: no reset overtakes it."""
     with socket.create_server(("127.0.0.1", 0)) as server, Proxy(*server.getsockname()) as proxy:
         trigger = proxy.cut_after(b"COMMIT", moment="forwarded")
-        with socket.create_connection(("127.0.0.1", proxy.port), timeout=10) as client:
+        with socket.create_connection(("127.0.0.1", proxy.port), timeout=60) as client:
             client.sendall(b"COMMIT")
             trigger.wait()
             with pytest.raises(ConnectionResetError):
                 client.recv(1)
         with server.accept()[0] as connection:
-            connection.settimeout(10)
+            connection.settimeout(60)
             assert connection.recv(100) == b"COMMIT"
             assert connection.recv(100) == b""
 
@@ -160,7 +160,7 @@ def test_a_deaf_proxy_keeps_back_and_delivers_once_healed(served: TestDatabase, 
         assert items(served) == (1 if moment == "answered" else 0)
         assert not commit.done()
         proxy.heal()
-        commit.result(timeout=10)
+        commit.result(timeout=60)
         assert run(connection, "SELECT count(*) FROM item") == (1,)
 
 
@@ -174,7 +174,7 @@ def test_requests_arrive_while_the_answers_are_lost(served: TestDatabase, proxy_
         assert not insert.done()
         proxy.cut()
         with pytest.raises(LOST):
-            insert.result(timeout=10)
+            insert.result(timeout=60)
 
 
 def test_a_new_connection_to_a_deaf_proxy_hears_nothing(served: TestDatabase, proxy_to: ProxyTo) -> None:
@@ -186,7 +186,7 @@ def test_a_new_connection_to_a_deaf_proxy_hears_nothing(served: TestDatabase, pr
         eventually(lambda: proxy.connections == 1, describe="the connection is accepted")
         assert not connecting.done()
         proxy.heal()
-        with closing(connecting.result(timeout=10)) as connection:
+        with closing(connecting.result(timeout=60)) as connection:
             assert run(connection, "SELECT 1") == (1,)
 
 
@@ -213,15 +213,15 @@ def test_a_client_that_arrives_at_the_moment_of_the_cut_is_reset_and_its_socket_
 
             def hold(held: threading.Event = held, go_on: threading.Event = go_on) -> None:
                 held.set()
-                go_on.wait(20)
+                go_on.wait(60)
 
             proxy._loop.call_soon_threadsafe(hold)
-            assert held.wait(20)
+            assert held.wait(60)
             with ThreadPoolExecutor(1) as pool, socket.create_connection(("127.0.0.1", proxy.port)) as client:
                 cut = pool.submit(proxy.cut)
                 go_on.set()
                 cut.result()
-                client.settimeout(20)
+                client.settimeout(60)
                 with suppress(ConnectionResetError):
                     assert client.recv(1) == b""
             gc.collect()  # an unclosed socket is a warning, and that an error
@@ -233,7 +233,7 @@ def test_a_proxy_before_a_dead_server_resets_its_clients() -> None:
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         with Proxy("127.0.0.1", nobody.getsockname()[1]) as proxy, socket.socket() as client:
-            client.settimeout(10)
+            client.settimeout(60)
             with pytest.raises(ConnectionResetError):  # by either call: the reset may be that quick
                 client.connect(("127.0.0.1", proxy.port))
                 client.recv(1)
@@ -249,7 +249,7 @@ def test_a_closed_proxy_leaves_no_thread_and_no_socket(served: TestDatabase) -> 
         trigger.wait()
         proxy.close()
         with pytest.raises(LOST):
-            statement.result(timeout=10)
+            statement.result(timeout=60)
         connection.close()
     assert set(threading.enumerate()) == threads
     assert set(Path("/proc/self/fd").iterdir()) == files

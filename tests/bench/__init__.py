@@ -45,5 +45,5 @@ libraries loaded, not with crosstie: bench/fork_server.py)
 **bench.faults**: `crash_env(name, nth=1)`, `hang_env(name, nth=1)` (then `wait_for_line(HANGING)`) for children;
 `with crash_at(name, nth=1):` raises FaultInjected in this process, and fails where the place was not reached.
 
-**bench.waiting**: `eventually(predicate, within_s=10, describe="") -> value`; for what gives no signal.
+**bench.waiting**: `eventually(predicate, within_s=60, describe="") -> value`; for what gives no signal.
 """

@@ -9,6 +9,7 @@ import threading
 from typing import Final, Literal, Protocol, cast
 
 from bench.plaintext import asks_for_encryption, without_tls_offer
+from bench.waiting import PATIENCE_S
 
 __all__ = ["Direction", "Link", "Moment", "Rules", "Trigger"]
 
@@ -36,7 +37,7 @@ class Trigger:
         self.deafens = deafens
         self.fired = threading.Event()
 
-    def wait(self, within_s: float = 10.0) -> None:
+    def wait(self, within_s: float = PATIENCE_S) -> None:
         """Return once it has acted. Raises AssertionError where it has not within this time."""
         if not self.fired.wait(within_s):
             raise AssertionError(f"{self.pattern!r} did not pass {self.direction} within {within_s:g} s")

@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Final, Self
 
 from bench.fork_server import fork_server
+from bench.waiting import PATIENCE_S
 
 __all__ = ["Child", "Spawner", "Worker", "child_environment", "lives", "state_of"]
 
 TESTS: Final = Path(__file__).resolve().parents[1]
-START_TIMEOUT_S: Final = 30.0
-EXIT_TIMEOUT_S: Final = 30.0
-DRAIN_TIMEOUT_S: Final = 1.0
+DRAIN_TIMEOUT_S: Final = 5.0
 
 
 def child_environment(additions: Mapping[str, str]) -> dict[str, str]:
@@ -112,7 +111,7 @@ class Child:
         """None while it runs; negative for the signal that killed it."""
         return self._server.exit_code(self.pid) if self._ended_with is None else self._ended_with
 
-    def wait_for_line(self, pattern: str, *, within_s: float = START_TIMEOUT_S) -> str:
+    def wait_for_line(self, pattern: str, *, within_s: float = PATIENCE_S) -> str:
         """Return the first line, past or to come, in which the regular expression is found.
 
         Raises AssertionError with the output where the process ends or the time passes without it.
@@ -131,7 +130,7 @@ class Child:
                 self._changed.wait(left_s)
         raise self._disappointment(f"no line with {pattern!r} within {within_s:g} s")
 
-    def wait(self, *, within_s: float = EXIT_TIMEOUT_S) -> int:
+    def wait(self, *, within_s: float = PATIENCE_S) -> int:
         """Wait for its end and return the exit code. Raises AssertionError where it still runs after this time."""
         ready, _, _ = select.select([self._pidfd], [], [], within_s)
         code = self.exit_code
@@ -141,14 +140,14 @@ class Child:
             self._changed.wait_for(lambda: self._output_ended, DRAIN_TIMEOUT_S)
         return code
 
-    def wait_ok(self, *, within_s: float = EXIT_TIMEOUT_S) -> str:
+    def wait_ok(self, *, within_s: float = PATIENCE_S) -> str:
         """Wait for its successful end and return the output. Raises AssertionError for any other end."""
         code = self.wait(within_s=within_s)
         if code != 0:
             raise self._disappointment(f"expected it to succeed, it ended with {code}")
         return self.output
 
-    def wait_killed(self, *, within_s: float = EXIT_TIMEOUT_S) -> str:
+    def wait_killed(self, *, within_s: float = PATIENCE_S) -> str:
         """Wait for its death by SIGKILL and return the output. Raises AssertionError for any other end."""
         code = self.wait(within_s=within_s)
         if code != -signal.SIGKILL:
@@ -206,7 +205,7 @@ class Worker(Child):
         folder: Path | None = None,
         name: str = "worker",
         ready: str = READY,
-        within_s: float = START_TIMEOUT_S,
+        within_s: float = PATIENCE_S,
     ) -> None:
         super().__init__(arguments, environment=environment, folder=folder, name=name)
         try:
@@ -215,7 +214,7 @@ class Worker(Child):
             self.close()
             raise
 
-    def stop(self, *, within_s: float = EXIT_TIMEOUT_S) -> str:
+    def stop(self, *, within_s: float = PATIENCE_S) -> str:
         """End it gracefully by SIGTERM and return its log. Raises AssertionError where it ends in another way."""
         self.signal(signal.SIGTERM)
         return self.wait_ok(within_s=within_s)
@@ -247,7 +246,7 @@ class Spawner:
         environment: Mapping[str, str] | None = None,
         name: str = "worker",
         ready: str = Worker.READY,
-        within_s: float = START_TIMEOUT_S,
+        within_s: float = PATIENCE_S,
     ) -> Worker:
         """Start a worker and return it once it is ready."""
         worker = Worker(

@@ -10,15 +10,15 @@ import asyncio
 import socket
 import threading
 from collections.abc import Coroutine
-from typing import Any, Final, Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 from bench.links import Direction, Link, Moment, Side, Trigger
+from bench.waiting import PATIENCE_S
 
 __all__ = ["Direction", "Ears", "Moment", "Proxy", "Trigger", "close_all"]
 
 T = TypeVar("T")
 Ears = Direction | Literal["both"]
-CONTROL_TIMEOUT_S: Final = 10
 
 
 class Proxy:
@@ -136,7 +136,7 @@ class Proxy:
     # -- changes, in the proxy's thread ----------------------------------------------------------------------------
 
     def _in_loop(self, change: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(change, self._loop).result(CONTROL_TIMEOUT_S)
+        return asyncio.run_coroutine_threadsafe(change, self._loop).result(PATIENCE_S)
 
     def _arm(self, trigger: Trigger) -> Trigger:
         async def arm() -> None:

@@ -37,7 +37,8 @@ STANDARD_URLS: Final[Mapping[ServerKind, str]] = {
     "redis": "redis://127.0.0.1:6379/0",
     "rabbitmq": "amqp://guest:guest@127.0.0.1:5672//",
 }
-PROBE_TIMEOUT_S: Final = 2
+PROBE_TIMEOUT_S = 20
+"""A missing server refuses at once; one that is there may be slow while the machine is busy."""
 MISSING: Final = "missing server"
 """How the reason of such a skip begins, so that the summary at the end finds it."""
 
@@ -63,7 +64,7 @@ def in_ci(environment: Mapping[str, str] = os.environ) -> bool:
 
 @functools.cache
 def probe(kind: ServerKind) -> Probe:
-    """Ask the server for a sign of life, once in this process, for two seconds at most."""
+    """Ask the server for a sign of life, once in this process, for twenty seconds at most."""
     url = server_url(kind)
     return Probe(kind, make_url(url).render_as_string(hide_password=True), _failure(PROBES[kind], url))
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Final, TypeVar
 
-__all__ = ["eventually"]
+__all__ = ["PATIENCE_S", "eventually"]
 
 T = TypeVar("T")
+PATIENCE_S: Final = 60.0
+"""How long to wait for what is sure to come: it only bounds a hang, and a machine that stalls for seconds is none."""
 FIRST_PAUSE_S = 0.005
 LONGEST_PAUSE_S = 0.1
 
 
-def eventually(predicate: Callable[[], T], *, within_s: float = 10.0, describe: str = "") -> T:
+def eventually(predicate: Callable[[], T], *, within_s: float = PATIENCE_S, describe: str = "") -> T:
     """Call `predicate` until it returns something true, and return that.
 
     Asked once more after the deadline, so a slow predicate is not failed by its own slowness. Raises AssertionError

@@ -88,7 +88,7 @@ def test_a_broker_that_is_away_holds_up_its_own_route_alone(
     far_end: FarEnd, proxy: Proxy, configure: Configure, configured_database: TestDatabase
 ) -> None:
     """With one attempt for all its lanes; the database gets its events, and the broker its own later, once."""
-    configure(url=through(far_end.url, proxy.port), timeout_s="0.5")
+    configure(url=through(far_end.url, proxy.port))
     heard: list[int] = []
 
     def receive(event: Moved) -> None:
@@ -136,12 +136,12 @@ def test_a_connection_that_breaks_in_the_middle_of_a_batch(
     far_end: FarEnd, proxy: Proxy, configure: Configure, configured_database: TestDatabase, moment: Any
 ) -> None:
     """What was confirmed is acknowledged; what was not comes again, in order."""
-    configure(url=through(far_end.url, proxy.port), timeout_s="2")
+    configure(url=through(far_end.url, proxy.port))
     given_events(far_end.name)
     # The third movement of an account: two of its events are before it in the batch.
     trigger = proxy.cut_after(b'"number":3', moment=moment)
     sweep_lanes("default", owner="cut")
-    trigger.wait(5)
+    trigger.wait()
     proxy.heal()
     finish(configured_database)
     events = far_end.events()

@@ -25,12 +25,11 @@ from crosstie.orm.errors import ConfigurationError
 
 @pytest.fixture
 def proxy(redis_url: str, prefix: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    """Before the Redis of the configuration, which is given up soon."""
+    """Before the Redis of the configuration."""
     there = urlsplit(redis_url)
     with Proxy(there.hostname or "127.0.0.1", there.port or 6379) as made:
         here = there._replace(netloc=f"{there.netloc.rpartition('@')[0]}@127.0.0.1:{made.port}".lstrip("@"))
         monkeypatch.setenv("CROSSTIE_CACHE__REDIS_URL", here.geturl())
-        monkeypatch.setenv("CROSSTIE_CACHE__TIMEOUT_S", "0.3")
         monkeypatch.setenv("CROSSTIE_CACHE__PAUSE_S", "60")
         yield made
 
@@ -181,7 +180,7 @@ def babbler() -> Iterator[int]:
         thread.start()
         yield server.getsockname()[1]
         server.shutdown(socket.SHUT_RDWR)
-    thread.join(10)
+    thread.join(60)
 
 
 def test_a_server_that_is_no_redis_is_an_outage(
@@ -189,6 +188,7 @@ def test_a_server_that_is_no_redis_is_an_outage(
 ) -> None:
     """Its answers are not taken for rows."""
     monkeypatch.setenv("CROSSTIE_CACHE__REDIS_URL", f"redis://127.0.0.1:{babbler}/0")
+    monkeypatch.setenv("CROSSTIE_CACHE__PAUSE_S", "60")
     with configured_databases(crash_pair):
         blog = open_blog()
         author = person(blog)

@@ -125,11 +125,11 @@ def test_a_reader_that_is_overtaken_does_not_fill_on_another_ones_lease(blog: An
     def first_has_read() -> None:
         rename(blog, author)
         second.start()
-        assert waiting.wait(30)
+        assert waiting.wait(60)
 
     def second_has_its_lease() -> None:
         waiting.set()
-        assert go_on.wait(30)
+        assert go_on.wait(60)
 
     with armed("cache.read", first_has_read), armed("cache.looked", second_has_its_lease, nth=2):
         assert cached_name(blog, author) == "Ann"

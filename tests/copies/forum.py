@@ -100,7 +100,7 @@ def stored(databases: Iterable[TestDatabase]) -> int:
     return sum(int(one.scalar("SELECT count(*) FROM crosstie_outbox")) for one in databases)
 
 
-def settle(databases: Iterable[TestDatabase], *, within_s: float = 30) -> None:
+def settle(databases: Iterable[TestDatabase]) -> None:
     """Sweep until no event is left, which takes a moment where a lane waits for something."""
     databases = list(databases)
 
@@ -108,7 +108,7 @@ def settle(databases: Iterable[TestDatabase], *, within_s: float = 30) -> None:
         propagate()
         return stored(databases) == 0
 
-    eventually(settled, within_s=within_s, describe="the outboxes are empty")
+    eventually(settled, describe="the outboxes are empty")
 
 
 def copied(pair: Pair) -> list[tuple[Any, ...]]:

@@ -51,7 +51,7 @@ def test_every_copy_is_its_original_when_all_is_calm(configured_crash_pair: Pair
     running, workers = [writer() for _ in range(WRITERS)], [worker() for _ in range(WORKERS)]
     for _ in range(KILLS):
         more = written() + choose.randint(5, 60)
-        eventually(lambda: written() >= more, within_s=60, describe="writers write")  # noqa: B023
+        eventually(lambda: written() >= more, describe="writers write")  # noqa: B023
         kind, make = (workers, worker) if choose.random() < 0.4 else (running, writer)
         victim = choose.randrange(len(kind))
         kind[victim].kill()

@@ -178,7 +178,7 @@ def test_threads_do_not_share_transactions(configured_database: TestDatabase) ->
                 tx.mark_written()
                 tx.connection.execute(sa.text("INSERT INTO t VALUES (:n)"), {"n": number})
                 if barrier is not None:
-                    barrier.wait(10)
+                    barrier.wait(60)
                 if number % 2:
                     raise ZeroDivisionError
         except ZeroDivisionError:

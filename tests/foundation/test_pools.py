@@ -70,10 +70,10 @@ def test_a_thread_that_waits_gets_the_connection_that_another_gives_back(databas
     thread = threading.Thread(target=wait)
     with detached_transaction("default"):
         thread.start()
-        assert began.wait(30)
+        assert began.wait(60)
         assert not got.is_set()
-    assert got.wait(30)
-    thread.join(timeout=30)
+    assert got.wait(60)
+    thread.join(timeout=60)
 
     ConnectionManager.configure({"default": database.config | limits | {"pool_timeout_s": 0.05}})
     for _ in range(3):

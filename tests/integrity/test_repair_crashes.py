@@ -68,7 +68,7 @@ def test_a_killed_repair_leaves_rows_that_are_repaired_and_kept_or_untouched(
         )
         return report.count(Outcome.REPAIRED) == len(report.rows)
 
-    eventually(rest, within_s=30)
+    eventually(rest)
     assert repaired_unkept(configured_crash_pair, policy) == set()
     assert repair_reference(USERS, "report").audit.orphan_rows == 0
     repair_program.undo_all()
@@ -87,4 +87,4 @@ def test_a_killed_undo_leaves_the_rest_to_the_next(configured_crash_pair: Pair, 
         repair_program.undo_all()
         return contents(configured_crash_pair) == before
 
-    eventually(back, within_s=30)
+    eventually(back)

@@ -215,7 +215,7 @@ def test_of_two_callers_one_creates_and_the_other_finds(guests: TestDatabase) ->
 
     def call(number: int) -> None:
         try:
-            barrier.wait(20)
+            barrier.wait(60)
             found.append(join(number) if number % 2 else Guest.find_or_create_by(email="one@example.org").id)
         except BaseException as error:  # noqa: BLE001 - shown by the assertion below
             errors.append(error)

@@ -81,7 +81,7 @@ def in_threads(work: Callable[[int], None], number: int) -> None:
     start = threading.Barrier(number)
 
     def begin(which: int) -> None:
-        start.wait(timeout=20)
+        start.wait(timeout=60)
         work(which)
 
     with ThreadPoolExecutor(number) as threads:
@@ -220,13 +220,13 @@ def test_a_rollback_takes_back_nothing_of_another_thread(accounts: TestDatabase)
     with ThreadPoolExecutor(1) as other:
         with pytest.raises(Interrupted), Account.transaction():
             Account(owner="taken back").save()
-            assert other.submit(is_outside).result(timeout=20)
-            assert other.submit(owners).result(timeout=20) == []
+            assert other.submit(is_outside).result(timeout=60)
+            assert other.submit(owners).result(timeout=60) == []
             saving = other.submit(Account(owner="kept").save)
             if accounts.kind != "sqlite":  # where the open transaction excludes all other writers
-                saving.result(timeout=20)
+                saving.result(timeout=60)
             raise Interrupted
-        saving.result(timeout=20)
+        saving.result(timeout=60)
     assert owners() == ["kept"]
 
 

@@ -227,13 +227,13 @@ def test_seventy_thousand_keys_are_one_query_and_linear_work(configured: Pair) -
     configured.second.execute_many("INSERT INTO children (parent_id) VALUES (%s)", keys)
     spent_s = {}
     for number in (few, many):
-        begin = time.perf_counter()
+        begin = time.process_time()
         with logged_statements() as log:
             parents = Parent.find_all().where(Parent.c.id <= number).with_("children").all()
             assert all(len(parent.children()) == 1 for parent in parents)
         assert len(parents) == number
         assert log.by_database == {"default": 1, "secondary": 1}
-        spent_s[number] = time.perf_counter() - begin
+        spent_s[number] = time.process_time() - begin
     assert spent_s[many] < 40 * spent_s[few] + 1
     with logged_statements() as log:
         children = Child.find_all().with_("parent").all()

@@ -44,13 +44,13 @@ def test_a_hundred_thousand_keys_are_loaded_over_three_databases(crowd: Trio) ->
     """One statement for each table, and ten times the keys do not cost a hundred times the time."""
     spent_s = {}
     for count in (MANY // 10, MANY):
-        begin = time.perf_counter()
+        begin = time.process_time()
         with logged_statements() as log:
             people = Person.find_all().where(Person.c.id <= count).with_("teams").with_count("memberships").all()
         assert log.by_database == {"default": 1, "secondary": 2, "tertiary": 1}
         assert sum(person.memberships.count() for person in people) == count
         assert all([team.id for team in person.teams()] == [person.id] for person in people)
-        spent_s[count] = time.perf_counter() - begin
+        spent_s[count] = time.process_time() - begin
     assert spent_s[MANY] < 40 * spent_s[MANY // 10] + 1
 
 

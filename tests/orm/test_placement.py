@@ -174,14 +174,14 @@ def test_threads_and_tasks_have_choices_of_their_own(tenants: Pair) -> None:
     with connected_to(tenant="acme"):
         thread = threading.Thread(target=ask)
         thread.start()
-        thread.join(timeout=30)
+        thread.join(timeout=60)
     assert len(missing) == 1
 
     barrier = threading.Barrier(2)
 
     def work(name: str) -> str:
         with connected_to(tenant=name):
-            barrier.wait(timeout=20)
+            barrier.wait(timeout=60)
             return Order.find(1).item
 
     with ThreadPoolExecutor(2) as pool:
@@ -386,7 +386,7 @@ def test_replicas_are_chosen_along(tenants: Pair) -> None:
 
     thread = threading.Thread(target=ask)
     thread.start()
-    thread.join(timeout=30)
+    thread.join(timeout=60)
     assert results == [("bolt", {"copy_acme"}), ("written", {"copy_acme", "tenant_acme"})]
     assert items(tenants) == (["written"], ["bolt"])
 

@@ -154,7 +154,7 @@ def test_other_threads_go_on_writing(site: Pair) -> None:
     with prevent_writes():
         thread = threading.Thread(target=Visit().save)
         thread.start()
-        thread.join(timeout=30)
+        thread.join(timeout=60)
         with pytest.raises(WritesPrevented):
             Visit().save()
     assert contents(site) == ([("home", 0)], 1)

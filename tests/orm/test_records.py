@@ -205,7 +205,7 @@ def test_increments_of_many_threads_all_count(accounts: TestDatabase) -> None:
 
     def count_up() -> None:
         record = Account.find(1)
-        start.wait(timeout=10)
+        start.wait(timeout=60)
         for _ in range(25):
             record.increment(balance=2)
 

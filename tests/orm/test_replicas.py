@@ -93,7 +93,7 @@ def test_a_thread_reads_its_own_writes(notes: Pair, clock: Monotonic) -> None:
     others: list[set[str]] = []
     thread = threading.Thread(target=lambda: others.append(answering()))
     thread.start()
-    thread.join(timeout=30)
+    thread.join(timeout=60)
     assert others == [{"replica"}]
     clock.now_s += 1.9
     assert answering() == {"primary"}

@@ -110,13 +110,13 @@ class Meeting(Condition):
 
     def clause(self, database: Database) -> sa.ColumnElement[bool]:
         """No condition at all."""
-        self._barrier.wait(timeout=20)
+        self._barrier.wait(timeout=60)
         return sa.true()
 
 
 def one_connection_each(pair: Pair) -> None:
     """Pools that give a second connection to nobody."""
-    narrow = {"pool_size": 1, "max_overflow": 0, "pool_timeout_s": 1.0}
+    narrow = {"pool_size": 1, "max_overflow": 0, "pool_timeout_s": 30.0}
     ConnectionManager.configure({name: {**one.config, **narrow} for name, one in pair.by_name.items()})
 
 

@@ -22,7 +22,7 @@ def test_the_log_has_this_threads_statements_by_database(configured: Pair) -> No
         Post.find_all().count()
         thread = threading.Thread(target=Post.find_all().count)
         thread.start()
-        thread.join(timeout=30)
+        thread.join(timeout=60)
     User.find_all().count()
     assert log.by_database == {"default": 1, "secondary": 1}
     assert [statement.database for statement in log.statements] == ["default", "secondary"]

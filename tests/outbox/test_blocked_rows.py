@@ -73,7 +73,7 @@ def sweep_elsewhere() -> int:
     """A sweep that has its time, and not for ever: without a bound it would wait until the lock is gone."""
     pool = ThreadPoolExecutor(1)
     try:
-        return pool.submit(sweep_lanes, "default", owner="one").result(timeout=30)
+        return pool.submit(sweep_lanes, "default", owner="one").result(timeout=60)
     finally:
         pool.shutdown(wait=False)
 

@@ -107,16 +107,16 @@ def test_one_that_comes_while_another_upgrades_waits_and_finds_it_done(
 
     def hold() -> None:
         reached.set()
-        assert go_on.wait(30)
+        assert go_on.wait(60)
 
     with armed("migration.applied", hold), ThreadPoolExecutor(2) as pool:
         try:
             first = pool.submit(upgrade, empty)
-            assert reached.wait(30)
+            assert reached.wait(60)
             second = pool.submit(upgrade, empty)
             waiting = WAITING.get(database.kind)  # a SQLite file tells nobody who waits for it
             if waiting is not None:
-                eventually(lambda: second.done() or database.scalar(waiting), within_s=30)
+                eventually(lambda: second.done() or database.scalar(waiting))
         finally:
             go_on.set()
     assert (first.result(), second.result()) == (list(range(1, newest_version() + 1)), [])
@@ -130,10 +130,10 @@ def test_one_that_comes_before_the_first_has_committed_does_nothing(empty: Datab
             assert upgrade_to(connection, newest_version()) == list(range(1, newest_version() + 1))
             second = pool.submit(upgrade, empty)
             if not empty.capabilities.transactional_ddl:
-                assert second.result(timeout=30) == []
+                assert second.result(timeout=60) == []
         finally:
             connection.commit()
-        assert second.result(timeout=30) == []
+        assert second.result(timeout=60) == []
     assert shape(empty.engine) == wanted
 
 

@@ -202,7 +202,7 @@ def test_a_storm_of_poison_and_kills_keeps_the_order_of_every_key(configured_cra
         ever_parked.update(number for number, *_ in bank.parked(pair.first))
         return len(ever_parked) >= KILLS
 
-    eventually(much_was_parked, within_s=60, describe="so much is parked that the storm proves something")
+    eventually(much_was_parked, describe="so much is parked that the storm proves something")
     for child in [*producers, *relays]:
         child.kill()
 
@@ -213,7 +213,7 @@ def test_a_storm_of_poison_and_kills_keeps_the_order_of_every_key(configured_cra
         sweep_lanes("default", owner="last")
         return bank.stored(pair.first) == 0 and not bank.parked(pair.first)
 
-    eventually(finished, within_s=60, describe="nothing waits")
+    eventually(finished, describe="nothing waits")
     moves = {str(name): int(count) for name, count in pair.first.rows("SELECT name, moves FROM account")}
     arrived = bank.arrivals(pair.second)
     for name, count in moves.items():

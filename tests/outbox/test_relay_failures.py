@@ -56,7 +56,7 @@ def test_a_slow_target_does_not_delay_another(configured_trio: Trio) -> None:
     """While one subscriber does not return, the other database has got its events."""
     bank.create_received("tertiary")
     finish = threading.Event()
-    bank.subscribe(lambda event: finish.wait(30))
+    bank.subscribe(lambda event: finish.wait(60))
     bank.subscribe(lambda event: bank.record(event, "tertiary"), database="tertiary")
     bank.open_bank()
     bank.transfer("a", times=3)

@@ -34,7 +34,7 @@ def _sweep_until_quiet(databases: dict[str, TestDatabase]) -> None:
         return not left & {"applied", "aborted"}
 
     # The server may take a moment to notice that the killed client is gone, and to release its locks.
-    eventually(quiet, within_s=30, describe="no saga is unfinished")
+    eventually(quiet, describe="no saga is unfinished")
 
 
 def _assert_all_or_nothing(before: object, databases: dict[str, TestDatabase], *, committed: bool) -> None:

@@ -43,7 +43,7 @@ def sweep_until_quiet(shop: Pair) -> None:
         return not left & {"applied", "aborted"} and not effects & {"open", "due"}
 
     # The server may take a moment to notice that the killed client is gone, and to release its locks.
-    eventually(quiet, within_s=30, describe="nothing is unfinished")
+    eventually(quiet, describe="nothing is unfinished")
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,7 @@ def test_a_deadlock_that_was_swallowed_commits_nothing(mariadb_branch: Pair) -> 
         Order(sku="new", amount=Decimal(1)).save()
         first.increment(reserved=1)
         thread.start()
-        assert other_holds.wait(10)
+        assert other_holds.wait(60)
         try:
             second.increment(reserved=1)
         except CrosstieError as error:

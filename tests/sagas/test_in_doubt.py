@@ -40,7 +40,6 @@ def _order() -> None:
 def _sweep_until_quiet() -> None:
     eventually(
         lambda: all(sweep_sagas(name).deferred == 0 for name in ConnectionManager.names()),
-        within_s=20,
         describe="nothing is deferred",
     )
 
@@ -150,7 +149,7 @@ def test_an_effect_shares_the_fate_of_a_commit_in_doubt(
             return home.scalar("SELECT state FROM crosstie_effect") not in {"open", "due"}
 
         # The server may take a moment to notice that its client is gone, and to release the locks.
-        eventually(ended, within_s=30)
+        eventually(ended)
     assert till.lines("refund") == ([] if committed else ["refund 5 :1"])
     assert home.scalar("SELECT state FROM crosstie_effect") == ("settled" if committed else "compensated")
     assert saga_states(bench.databases)["default"] == ["committed" if committed else "finished"]

@@ -174,7 +174,7 @@ def test_a_second_saga_waits_for_the_first_to_end(shop: Pair) -> None:
     def first() -> None:
         def pause() -> None:
             between.set()
-            assert go_on.wait(10)
+            assert go_on.wait(60)
 
         with armed("saga.branch-recorded", pause):
             _reserve(3)
@@ -188,7 +188,7 @@ def test_a_second_saga_waits_for_the_first_to_end(shop: Pair) -> None:
 
     one, two = threading.Thread(target=first), threading.Thread(target=second)
     one.start()
-    assert between.wait(10)
+    assert between.wait(60)
     two.start()
     go_on.set()
     one.join()
@@ -223,7 +223,7 @@ def test_two_sagas_that_want_each_others_rows_both_end(servers: Pair) -> None:
                     record.sku = f"by {models[0].__name__}"
                     record.save()
                     if model is models[0]:
-                        barrier.wait(10)
+                        barrier.wait(60)
         except CrosstieError as error:
             outcomes.append(error.code)
 
@@ -231,7 +231,7 @@ def test_two_sagas_that_want_each_others_rows_both_end(servers: Pair) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(60)
         assert not thread.is_alive()
 
     assert len(outcomes) >= 1
@@ -335,7 +335,7 @@ def test_a_killed_saga_leaves_no_lock_after_a_sweep(point: str, configured_crash
             sweep_sagas(name)
         return not {"applied", "aborted"} & {one for states in saga_states(shop.by_name).values() for one in states}
 
-    eventually(quiet, within_s=30)
+    eventually(quiet)
     assert _locks(shop) == NONE
 
 

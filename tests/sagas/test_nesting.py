@@ -429,7 +429,7 @@ def test_after_an_error_that_took_the_whole_transaction_the_outer_saga_can_only_
             mariadb_branch.second.execute(f"KILL {tx.connection.scalar(sa.text('SELECT CONNECTION_ID()'))}")
         else:
             thread.start()
-            assert other_holds.wait(10)
+            assert other_holds.wait(60)
         second.increment(reserved=1)
 
     first, second = Stock.find(1), Stock.find(2)

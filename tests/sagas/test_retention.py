@@ -73,8 +73,8 @@ def test_tombstones_wait_for_older_transactions(configured: Pair, monkeypatch: p
             assert prune("secondary") == 0
         cursor.execute("ROLLBACK")
 
-    eventually(lambda: prune("secondary") == 1, within_s=60)  # other tests have transactions on the server
-    eventually(lambda: prune("default") == 1, within_s=60)  # other tests have transactions on the server
+    eventually(lambda: prune("secondary") == 1)  # other tests have transactions on the server
+    eventually(lambda: prune("default") == 1)  # other tests have transactions on the server
 
 
 def test_a_recoverer_that_slept_through_the_retention_does_not_abort_a_committed_saga(configured: Pair) -> None:

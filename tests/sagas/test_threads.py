@@ -123,7 +123,7 @@ def test_eight_threads_hammering_three_databases_lose_and_mix_nothing(trio: Trio
 
         def work(number: int) -> Counter[tuple[str, str]]:
             chance = random.Random(number)
-            start.wait(timeout=30)
+            start.wait(timeout=60)
             return sum((turn(number, nth, chance) for nth in range(TURNS)), Counter())
 
         with ThreadPoolExecutor(THREADS) as pool:

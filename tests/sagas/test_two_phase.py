@@ -109,7 +109,7 @@ def sweep_until_quiet(shop: Pair) -> None:
                 sweep_sagas(name)
         return not any(prepared(database) for database in shop.databases)
 
-    eventually(quiet, within_s=30, describe="nothing is prepared")
+    eventually(quiet, describe="nothing is prepared")
 
 
 def assert_outcome(shop: Pair, before: object, *, committed: bool) -> None:

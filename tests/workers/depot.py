@@ -1,7 +1,7 @@
 """A depot in two databases; run as a script it is a business process that may be killed, and knows no subscriber.
 
 `depot.py saga COUNT` sends parcels in sagas; `depot.py publish FIRST COUNT` publishes each in a plain transaction and
-says so; with `--ringing` before the command it has doorbells.
+says so; `depot.py ring` rings for both directions. With `--ringing` before the command it has doorbells.
 """
 
 from __future__ import annotations
@@ -110,15 +110,27 @@ def publish(number: int) -> None:
 def _main(arguments: list[str]) -> None:
     ConnectionManager.configure()
     if arguments[0] == "--ringing":
-        import crosstie.workers  # noqa: F401 - it listens for commits from now on
+        from crosstie.workers import doorbell  # it listens for commits from now on
 
-        arguments = arguments[1:]
-    command, first, *rest = arguments
-    if command == "saga":
-        for number in range(int(first)):
-            send_in_saga(number)
+        _work(arguments[1:])
+        doorbell._bell.flush(60)  # longer than a process waits that ends: the test waits for what is rung
     else:
-        for number in range(int(first), int(first) + int(rest[0])):
+        _work(arguments)
+
+
+def _work(arguments: list[str]) -> None:
+    command, *rest = arguments
+    if command == "saga":
+        for number in range(int(rest[0])):
+            send_in_saga(number)
+    elif command == "ring":
+        from crosstie.workers import doorbell
+
+        doorbell.ring_for_drain("default", "secondary")
+        doorbell.ring_for_drain("secondary", "default")
+    else:
+        first, count = map(int, rest)
+        for number in range(first, first + count):
             publish(number)
             sys.stdout.write(f"published {number}\n")
 

@@ -115,7 +115,7 @@ def test_a_slot_is_audited_once_by_however_many(grove: Pair) -> None:
 
     def look(number: int) -> None:
         try:
-            start.wait(10)
+            start.wait(60)
             tasks.audit() if number < 2 else run_if_due(job, database, owner=str(number))
         except BaseException as error:  # noqa: BLE001 - shown by the test
             errors.append(error)

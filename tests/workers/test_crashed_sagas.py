@@ -35,7 +35,7 @@ def _crash_everywhere_then_work(databases: Pair | Trio, spawn: Spawner) -> None:
         left = {state for states in saga_states(databases.by_name).values() for state in states}
         return not left & {"applied", "aborted"}
 
-    eventually(quiet, within_s=60, describe="no saga is unfinished")
+    eventually(quiet, describe="no saga is unfinished")
     for point, tag in tags.items():
         after = contents(databases.by_name, tag)
         if point == "saga.home-committed":
@@ -69,5 +69,5 @@ def test_a_worker_does_what_a_killed_process_owed(configured_crash_pair: Pair, s
     spawn.worker(environment=environment)
 
     owed = {"default": ["committed"], "secondary": ["done"]}
-    eventually(lambda: saga_states(databases) == owed, within_s=60, describe="nothing is owed")
+    eventually(lambda: saga_states(databases) == owed, describe="nothing is owed")
     assert len(balances(databases)["postings"]) == 3

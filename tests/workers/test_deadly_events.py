@@ -41,5 +41,5 @@ def test_workers_that_an_event_kills_one_after_another_park_it_and_deliver_the_r
     assert deaths >= 5
     assert f"{deaths} workers died while they applied it" in error
     depot.business("publish", "10", "2").wait_ok()
-    eventually(lambda: depot.numbers("arrivals") == [*others, 10, 11], within_s=60)
+    eventually(lambda: depot.numbers("arrivals") == [*others, 10, 11])
     eventually(lambda: depot.databases.first.rows("SELECT route FROM crosstie_lane WHERE deaths > 0") == [])

@@ -57,7 +57,7 @@ def test_a_worker_alone_compensates_what_a_killed_process_has_called(shop: Pair,
     spawn.python(str(PROGRAM), "saga", environment=shop.environment | crash_env("effect.called")).wait_killed()
     assert till.lines() == ["charge 5 :1"]
     spawn.worker(environment=shop.environment | {"CROSSTIE_IMPORTS": '["sagas.till"]'})
-    eventually(lambda: states(shop) == ["compensated"], within_s=30, describe="the effect is compensated")
+    eventually(lambda: states(shop) == ["compensated"], describe="the effect is compensated")
     assert till.lines() == ["charge 5 :1", "refund 5 :1"]
     assert saga_states(shop.by_name)["default"] == ["finished"]
 

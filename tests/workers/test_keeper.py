@@ -60,7 +60,7 @@ def pids(child: Child, word: str, count: int = 1) -> list[int]:
     def found() -> list[int]:
         return [int(number) for number in re.findall(rf"{word} (\d+)", child.output)]
 
-    return eventually(lambda: found() if len(found()) >= count else [], within_s=20, describe=f"{count} x {word}")
+    return eventually(lambda: found() if len(found()) >= count else [], describe=f"{count} x {word}")
 
 
 def test_a_killed_process_is_started_again(spawn: Spawner) -> None:

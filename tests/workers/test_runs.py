@@ -41,7 +41,7 @@ def test_a_worker_runs_what_another_left_when_it_was_killed(trips: Pair, spawn: 
     assert status(run_id) == "running"
     trips.first.execute("UPDATE crosstie_run_step SET lease_until_ms = 0")
     spawn.python(*SWEEP, environment=environment, name="second")
-    eventually(lambda: status(run_id) == "done", within_s=60, describe="the run ends")
+    eventually(lambda: status(run_id) == "done", describe="the run ends")
     assert rows(trips) == BOOKED
 
 

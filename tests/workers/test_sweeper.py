@@ -55,7 +55,7 @@ def sweeping(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., tuple[Wa
         thread.start()
 
         def end() -> int:
-            thread.join(20)
+            thread.join(60)
             assert not thread.is_alive()
             return codes[0]
 
@@ -64,7 +64,7 @@ def sweeping(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., tuple[Wa
     yield start
     for wakeup, thread in running:
         wakeup.stop()
-        thread.join(20)
+        thread.join(60)
     doorbell.deliver_locally(lambda _: None)
 
 
@@ -138,7 +138,7 @@ def test_an_outage_is_told_when_it_begins_and_when_it_is_over(
 
     monkeypatch.setattr(loop, "round", failing)
     loop.thread.start()
-    loop.thread.join(10)
+    loop.thread.join(60)
     assert [(record.levelname, bool(record.exc_info)) for record in caplog.records if record.name == "test"] == [
         ("WARNING", False),
         ("ERROR", True),
@@ -168,7 +168,7 @@ def test_a_slow_subscriber_of_one_route_delays_no_other(
     assert not sync_routes().failed
     shop.publish(2)
     try:
-        assert slow.wait(20)
+        assert slow.wait(60)
         for number in (3, 4):
             shop.publish(number)
             eventually(lambda: depot.numbers("arrivals")[-1] == number)  # noqa: B023 - called at once
@@ -204,7 +204,7 @@ def test_a_handler_that_hangs_ends_the_sweeper_so_that_it_is_started_again(
     monkeypatch.setattr(sweeper, "STALL_S", 0.1)
     monkeypatch.setattr(sweeper, "LEASES_TO_STALL", 0)
     let_go = threading.Event()
-    monkeypatch.setattr(sweeper, "sweep_sagas", lambda *_, **__: let_go.wait(30))
+    monkeypatch.setattr(sweeper, "sweep_sagas", lambda *_, **__: let_go.wait(60))
     try:
         _, end = sweeping()
         assert end() != 0
@@ -212,7 +212,7 @@ def test_a_handler_that_hangs_ends_the_sweeper_so_that_it_is_started_again(
         let_go.set()
         for thread in threading.enumerate():  # those that hung; in use the process would have ended with them
             if thread.name.startswith("crosstie-the sweep"):
-                thread.join(10)
+                thread.join(60)
     assert "'default'" in caplog.text
     assert "has hung for 0.1 s" in caplog.text
 
@@ -227,7 +227,7 @@ def test_a_job_of_the_deployment_is_run_without_any_beat_and_by_one_sweeper(
 
     def work() -> None:
         ran.append(1)
-        assert done.wait(20)
+        assert done.wait(60)
 
     job = Job("nightly", Every(100_000_000), work)
     (first, first_end), (second, second_end) = sweeping([job]), sweeping([job])

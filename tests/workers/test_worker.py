@@ -6,6 +6,7 @@ import os
 import pickle
 import re
 import signal
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,16 @@ def send_pickle(depot: Depot, trap: Path) -> None:
         )
 
 
+def arrive_by_ringing(depot: Depot, expected: list[int]) -> None:
+    """Wait until answers have come; a ring that is lost because the broker stalls for a second is rung again."""
+    for _ in range(3):
+        with suppress(AssertionError):
+            eventually(lambda: depot.numbers("receipts") == expected, within_s=20)
+            break
+        depot.business("--ringing", "ring").wait_ok()
+    assert depot.numbers("receipts") == expected
+
+
 @pytest.mark.parametrize(
     ("broker", "depot"),
     [
@@ -76,7 +87,7 @@ class TestDoorbells:
         send_pickle(depot, trap)
         for number in range(3):  # the first may be found by the sweep with which every worker begins
             depot.business("--ringing", "publish", str(number), "1").wait_ok()
-            eventually(lambda: depot.numbers("receipts") == list(range(number + 1)), within_s=20)  # noqa: B023
+            arrive_by_ringing(depot, list(range(number + 1)))
         assert depot.numbers("arrivals") == [0, 1, 2]
         assert not trap.exists()
         assert "ContentDisallowed" in worker.output or "Refusing to deserialize" in worker.output
@@ -114,8 +125,8 @@ class TestNoMessages:
         depot.business("--ringing", "publish", "10", "20").wait_ok()
         worker = depot.worker("--pool", pool, ready=SWEEPING, environment=OFTEN)
         expected = [0, 1, *range(10, 30)]
-        eventually(lambda: depot.numbers("receipts") == expected, within_s=30)
-        eventually(lambda: not depot.unresolved() and not depot.waiting(), within_s=30)
+        eventually(lambda: depot.numbers("receipts") == expected)
+        eventually(lambda: not depot.unresolved() and not depot.waiting())
         assert depot.numbers("arrivals") == expected
         assert depot.numbers("parcels") == depot.numbers("shelves") == [0, 1]
         assert worker.exit_code is None
@@ -132,7 +143,7 @@ def test_a_worker_that_is_killed_inside_a_delivery_is_replaced_by_another(depot:
     first.kill()
     assert (depot.waiting(), depot.numbers("arrivals")) == (30, [])
     depot.worker(ready=SWEEPING, environment=short)
-    eventually(lambda: depot.numbers("receipts") == list(range(30)), within_s=30)
+    eventually(lambda: depot.numbers("receipts") == list(range(30)))
     assert depot.numbers("arrivals") == list(range(30))
 
 
@@ -167,9 +178,9 @@ def test_a_users_own_app_gets_a_sweeper_that_is_always_there(depot: Depot, spawn
     second = pids(worker, "crosstie sweeper", 2)[1]
     assert f"the sweeper (pid {first}) ended by SIGKILL; another is started" in worker.output
     depot.business("publish", "0", "5").wait_ok()
-    eventually(lambda: depot.numbers("receipts") == [0, 1, 2, 3, 4], within_s=20)
+    eventually(lambda: depot.numbers("receipts") == [0, 1, 2, 3, 4])
     spawn.code("import shop_app; shop_app.greet.delay('world')").wait_ok()
-    eventually((tmp_path / "greeting").exists, within_s=20)
+    eventually((tmp_path / "greeting").exists)
     keeper = int(Path(f"/proc/{second}/stat").read_text().rpartition(")")[2].split()[1])
     assert alive(keeper)
     worker.signal(signal.SIGKILL)
@@ -183,7 +194,7 @@ def test_sweeping_needs_no_celery_at_all(depot: Depot, number: signal.Signals) -
     sweep = depot.spawn.python("-m", "crosstie.workers", "sweep", environment=depot.environment | OFTEN)
     sweep.wait_for_line(SWEEPING)
     depot.business("publish", "0", "3").wait_ok()
-    eventually(lambda: depot.numbers("receipts") == [0, 1, 2], within_s=20)
+    eventually(lambda: depot.numbers("receipts") == [0, 1, 2])
     sweep.signal(number)
     sweep.wait_ok()
 
