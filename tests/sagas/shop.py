@@ -6,8 +6,10 @@ from collections.abc import Iterable
 from decimal import Decimal
 
 from bench.databases import TestDatabase
+from bench.waiting import eventually
 from crosstie.orm import ActiveRecord
 from crosstie.orm.field import IntegerPKMixin
+from crosstie.sagas import sweep_sagas
 
 
 class Order(IntegerPKMixin, ActiveRecord):
@@ -72,3 +74,18 @@ def saga_states(databases: dict[str, TestDatabase]) -> dict[str, list[str]]:
         name: [str(state) for (state,) in database.rows("SELECT state FROM crosstie_saga ORDER BY saga_id")]
         for name, database in databases.items()
     }
+
+
+def sweep_until_quiet(databases: dict[str, TestDatabase]) -> None:
+    """Sweep until no saga has anything left to do.
+
+    A server may take a moment to notice that a killed client is gone, and to release its locks.
+    """
+
+    def quiet() -> bool:
+        for name in databases:
+            sweep_sagas(name)
+        left = {state for states in saga_states(databases).values() for state in states}
+        return not left & {"applied", "aborted", "owed"}
+
+    eventually(quiet, describe="no saga is unfinished")

@@ -9,10 +9,8 @@ import pytest
 from bench.databases import Pair, TestDatabase, Trio
 from bench.faults import crash_env
 from bench.processes import Spawner
-from bench.waiting import eventually
 from crosstie.orm.faults import FAULT_POINTS
-from crosstie.sagas import sweep_sagas
-from sagas.shop import contents, create_shop, saga_states
+from sagas.shop import contents, create_shop, saga_states, sweep_until_quiet
 
 PROGRAM = Path(__file__).with_name("crash_program.py")
 SAGA_POINTS = sorted(point for point in FAULT_POINTS if point.startswith("saga."))
@@ -24,17 +22,6 @@ def _kill_at(spawn: Spawner, databases: Pair | Trio, point: str, verb: str = "sa
         str(PROGRAM), verb, "-", *databases.by_name, environment=databases.environment | crash_env(point, nth)
     )
     child.wait_killed()
-
-
-def _sweep_until_quiet(databases: dict[str, TestDatabase]) -> None:
-    def quiet() -> bool:
-        for name in databases:
-            sweep_sagas(name)
-        left = {state for states in saga_states(databases).values() for state in states}
-        return not left & {"applied", "aborted"}
-
-    # The server may take a moment to notice that the killed client is gone, and to release its locks.
-    eventually(quiet, describe="no saga is unfinished")
 
 
 def _assert_all_or_nothing(before: object, databases: dict[str, TestDatabase], *, committed: bool) -> None:
@@ -59,7 +46,7 @@ def test_a_process_killed_in_a_saga_leaves_all_or_nothing(
     before = contents(databases)
 
     _kill_at(spawn, configured_crash_pair, point)
-    _sweep_until_quiet(databases)
+    sweep_until_quiet(databases)
 
     _assert_all_or_nothing(before, databases, committed=point == "saga.home-committed")
 
@@ -77,7 +64,7 @@ def test_a_process_killed_in_a_saga_over_three_databases_leaves_all_or_nothing(
     before = contents(databases)
 
     _kill_at(spawn, configured_trio, point, nth=nth)
-    _sweep_until_quiet(databases)
+    sweep_until_quiet(databases)
 
     _assert_all_or_nothing(before, databases, committed=point == "saga.home-committed")
 
@@ -93,7 +80,7 @@ def test_a_recoverer_killed_in_recovery_leaves_work_for_the_next(
 
     _kill_at(spawn, configured_crash_pair, "saga.branch-committed")
     _kill_at(spawn, configured_crash_pair, point, verb="sweep")
-    _sweep_until_quiet(databases)
+    sweep_until_quiet(databases)
 
     assert contents(databases) == before
     assert saga_states(databases) == {"default": ["finished"], "secondary": ["undone"]}
@@ -105,6 +92,6 @@ def test_a_process_that_is_not_killed_commits_everywhere(configured_trio: Trio, 
     create_shop(databases)
 
     spawn.python(str(PROGRAM), "saga", "-", *databases, environment=configured_trio.environment).wait_ok()
-    _sweep_until_quiet(databases)
+    sweep_until_quiet(databases)
 
     _assert_all_or_nothing(None, databases, committed=True)

@@ -37,7 +37,7 @@ from crosstie.sagas.record import SagaHeader
 from crosstie.sagas.resolution import Manner
 from sagas.bank import Posting, balances, create_bank, transfer
 from sagas.proxied import Bench, behind_proxies
-from sagas.shop import saga_states
+from sagas.shop import saga_states, sweep_until_quiet
 
 PROGRAM = Path(__file__).with_name("forward_program.py")
 POINTS = sorted(point for point in FAULT_POINTS if point.startswith("forward."))
@@ -61,17 +61,6 @@ def whole(databases: dict[str, TestDatabase], *, before: object) -> dict[str, li
     assert [(round(float(row[2]), 2), row[3]) for row in after["postings"] if row[1] == "first"] == [(0.1, 3)]
     assert [row[1] for row in after.get("notices", [])][1:] == ["moved"] * ("notices" in after)
     return after
-
-
-def sweep_until_quiet(databases: dict[str, TestDatabase]) -> None:
-    """A server notices the end of a killed client a moment later, and releases its locks then."""
-
-    def quiet() -> bool:
-        for name in databases:
-            sweep_sagas(name)
-        return not {state for states in saga_states(databases).values() for state in states} & {"owed", "aborted"}
-
-    eventually(quiet, describe="nothing is owed")
 
 
 def assert_outcome(databases: dict[str, TestDatabase], before: object, *, committed: bool) -> None:

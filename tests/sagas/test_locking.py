@@ -16,12 +16,11 @@ from bench import guard
 from bench.databases import Pair, fresh_database
 from bench.faults import crash_at, crash_env
 from bench.processes import Spawner
-from bench.waiting import eventually
 from crosstie.orm.errors import CrosstieError
 from crosstie.orm.faults import FAULT_POINTS, FaultInjected, armed
 from crosstie.sagas import RowLocked, SagaAborted, SagaBlock, SagaError, saga, sweep_sagas
 from crosstie.sagas.inspection import find_leftovers
-from sagas.shop import Order, Stock, contents, create_shop, saga_states
+from sagas.shop import Order, Stock, contents, create_shop, saga_states, sweep_until_quiet
 
 PROGRAM = Path(__file__).with_name("crash_program.py")
 
@@ -330,12 +329,7 @@ def test_a_killed_saga_leaves_no_lock_after_a_sweep(point: str, configured_crash
     assert bool(_locks(shop)["secondary"]) == applied
     assert _locks(shop)["default"] == []
 
-    def quiet() -> bool:
-        for name in shop.by_name:
-            sweep_sagas(name)
-        return not {"applied", "aborted"} & {one for states in saga_states(shop.by_name).values() for one in states}
-
-    eventually(quiet)
+    sweep_until_quiet(shop.by_name)
     assert _locks(shop) == NONE
 
 
