@@ -136,7 +136,22 @@ class DatabaseLoop(_Loop):
         return report.settled + report.aborted >= SAGA_LIMIT
 
 
-class RouteLoop(_Loop):
+class _SideLoop(_Loop):
+    """One beside the loop of its database: that one tells when the database is down, so here it is no error."""
+
+    def round(self) -> bool:
+        """One look. Raises what `look` does, but not DatabaseUnavailable."""
+        try:
+            return self.look()
+        except DatabaseUnavailable:
+            return False
+
+    def look(self) -> bool:
+        """Do it once; True where there is more to do at once."""
+        raise NotImplementedError
+
+
+class RouteLoop(_SideLoop):
     """Drains one route of one database; while it is busy, it is looked at every 50 ms."""
 
     def __init__(self, database: str, route: str, interval_s: float, outages: Outages) -> None:
@@ -146,35 +161,31 @@ class RouteLoop(_Loop):
         self._idle_s = interval_s
         self._busy_until_s = 0.0
 
-    def round(self) -> bool:
-        """One look. Raises what `drain` does, but not for a database that is down: its own loop tells that."""
+    def look(self) -> bool:
+        """Raises what `drain` does."""
         begun_s = time.monotonic()
-        try:
-            if drain(self._database, self._route, owner=self._owner, limit_s=LANES_LIMIT_S):
-                self._busy_until_s = time.monotonic() + BUSY_FOR_S
-        except DatabaseUnavailable:
-            self._busy_until_s = 0.0
+        self.interval_s = self._idle_s  # stays so where the database is down
+        if drain(self._database, self._route, owner=self._owner, limit_s=LANES_LIMIT_S):
+            self._busy_until_s = time.monotonic() + BUSY_FOR_S
         now_s = time.monotonic()
-        self.interval_s = min(BUSY_INTERVAL_S, self._idle_s) if now_s < self._busy_until_s else self._idle_s
+        if now_s < self._busy_until_s:
+            self.interval_s = min(BUSY_INTERVAL_S, self._idle_s)
         return now_s - begun_s >= LANES_LIMIT_S
 
 
-class EffectLoop(_Loop):
+class EffectLoop(_SideLoop):
     """Compensates effects of aborted sagas of one home; apart, because compensations wait for other services."""
 
     def __init__(self, database: str, interval_s: float, outages: Outages) -> None:
         super().__init__(f"the effects of database {database!r}", interval_s, outages)
         self._database = database
 
-    def round(self) -> bool:
-        """One sweep. Raises what `sweep_effects` does, but not for a database that is down: its own loop tells that."""
-        try:
-            return sweep_effects(self._database).compensated > 0
-        except DatabaseUnavailable:
-            return False
+    def look(self) -> bool:
+        """Raises what `sweep_effects` does."""
+        return sweep_effects(self._database).compensated > 0
 
 
-class StepLoop(_Loop):
+class StepLoop(_SideLoop):
     """Runs steps of declared sagas of one home: the user's code, and several of these side by side."""
 
     def __init__(self, database: str, number: int, interval_s: float, outages: Outages) -> None:
@@ -188,12 +199,9 @@ class StepLoop(_Loop):
         since = self.busy_since
         return since is not None and now_s - since > max(stall_s(), self._longest_s)
 
-    def round(self) -> bool:
-        """One look. Raises what `run_steps` does, but not for a database that is down: its own loop tells that."""
-        try:
-            return run_steps(self._database, owner=self._owner).more
-        except DatabaseUnavailable:
-            return False
+    def look(self) -> bool:
+        """Raises what `run_steps` does."""
+        return run_steps(self._database, owner=self._owner).more
 
 
 class ListenLoop(_Loop):
@@ -213,7 +221,7 @@ class ListenLoop(_Loop):
         return True
 
 
-class AuditLoop(_Loop):
+class AuditLoop(_SideLoop):
     """Helps with audits whose rows are in one database, and ends those whose process has vanished."""
 
     def __init__(self, database: str, outages: Outages) -> None:
@@ -224,14 +232,11 @@ class AuditLoop(_Loop):
         """A page of a column without an index takes its minutes."""
         return False
 
-    def round(self) -> bool:
-        """One look. Raises what `help_audits` does, but not for a database that is down: its own loop tells that."""
+    def look(self) -> bool:
+        """Raises what `help_audits` does."""
         from crosstie.workers.audit_runner import help_audits  # it brings numpy, which nothing else here needs
 
-        try:
-            return help_audits(self._database, owner=process_owner("audit")) and not self.stopping
-        except DatabaseUnavailable:
-            return False
+        return help_audits(self._database, owner=process_owner("audit")) and not self.stopping
 
 
 class JobLoop(_Loop):
