@@ -11,7 +11,10 @@ from bench import guard
 from bench.databases import DatabaseKind, Pair, TestDatabase, fresh_database
 from bench.proxy import Moment, Proxy, Trigger
 
-__all__ = ["Bench", "behind_proxies"]
+__all__ = ["COMMIT_WITH_RECORD", "Bench", "behind_proxies"]
+
+COMMIT_WITH_RECORD: dict[DatabaseKind, bytes] = {"postgresql": b"COMMIT\x00", "mariadb": b"; COMMIT; END"}
+"""How COMMIT looks where the saga's record is sent with it; the bare word is in READ COMMITTED too."""
 
 
 @dataclass
@@ -25,9 +28,7 @@ class Bench:
     def lose_commit_of(self, name: str, moment: Moment) -> Trigger:
         """Cut the connections when the next COMMIT of this database passes."""
         proxy = self.home if name == "default" else self.branch
-        # Not the bare word: BEGIN ISOLATION LEVEL READ COMMITTED has it too.
-        pattern = b"COMMIT\x00" if self.databases[name].kind == "postgresql" else b"\x03COMMIT"
-        return proxy.cut_after(pattern, moment=moment)
+        return proxy.cut_after(COMMIT_WITH_RECORD[self.databases[name].kind], moment=moment)
 
 
 @contextmanager

@@ -15,35 +15,25 @@ import sqlalchemy as sa
 from crosstie.orm.database import Database
 from crosstie.orm.driver_errors import Failure, classify, describe
 from crosstie.orm.errors import CommitInDoubt, TransactionPoisoned
+from crosstie.orm.final_statement import FinalStatement
+from crosstie.orm.in_transaction import in_transaction
+from crosstie.orm.prepared import Answer
 
-__all__ = ["commit_verified", "in_transaction"]
-
-_SERVER_STATUS_IN_TRANS = 1  # MySQL protocol, status flags of an OK packet
-
-
-def in_transaction(database: Database, raw: Any) -> bool:
-    """Whether the driver connection stands inside a healthy open transaction."""
-    if database.kind == "sqlite":
-        return bool(raw.in_transaction)
-    if database.kind == "postgresql":
-        return bool(raw.info.transaction_status.name == "INTRANS")
-    if not raw.server_status & _SERVER_STATUS_IN_TRANS:
-        # PyMySQL learns the status from OK packets only: after rows, as of INSERT ... RETURNING, it has the one of
-        # before. The answer to a ping is an OK packet.
-        try:
-            raw.ping(reconnect=False)
-        except Exception as error:
-            failure = classify(error)
-            if failure is None:
-                raise
-            raise failure.error(describe(failure, database.name, database.settings.address())) from error
-    return bool(raw.server_status & _SERVER_STATUS_IN_TRANS)
+__all__ = ["commit_verified"]
 
 
 def commit_verified(
-    database: Database, connection: sa.Connection, root: sa.Transaction, *, written: bool, by: Sequence[str] = ()
-) -> None:
+    database: Database,
+    connection: sa.Connection,
+    root: sa.Transaction,
+    *,
+    written: bool,
+    by: Sequence[str] = (),
+    final: FinalStatement | None = None,
+) -> Answer | None:
     """Commit `root`, the connection's transaction, on MySQL `by` other statements than COMMIT if there are any.
+
+    `final` is sent with the COMMIT, and its answer returned; the caller has asked whether that can be.
 
     Raises TransactionPoisoned where the database holds no healthy transaction any more (nothing is committed),
     CommitInDoubt where the answer to COMMIT was lost, and the mapped error where the database refused.
@@ -56,15 +46,21 @@ def commit_verified(
             "ended it after an error. Nothing was committed; run the whole block again."
         )
     tag = "COMMIT"
+    answer = None
     try:
-        if database.kind == "postgresql":
+        if final is not None:
+            answer, tag = final.run_and_commit(database, connection)
+        elif database.kind == "postgresql":
             with raw.cursor() as cursor:  # type: ignore[union-attr]
                 cursor.execute("COMMIT")
                 tag = cursor.statusmessage
         for statement in by:
             with raw.cursor() as cursor:  # type: ignore[union-attr]
                 cursor.execute(statement)
-        root.commit()  # after the COMMIT above this sends nothing
+        if final is not None and database.kind == "mariadb":
+            _end_on_our_side(root, raw)
+        else:
+            root.commit()  # after the COMMIT above this sends nothing
     except Exception as error:
         if database.kind == "sqlite" and raw.in_transaction:  # type: ignore[union-attr]
             # A COMMIT that SQLite refuses leaves the transaction open, and SQLAlchemy takes it for ended.
@@ -86,3 +82,17 @@ def commit_verified(
             f"database {database.name!r} answered COMMIT with {tag}: a statement had failed in the transaction. "
             "Nothing was committed; run the whole block again."
         )
+    return answer
+
+
+def _end_on_our_side(root: sa.Transaction, raw: Any) -> None:
+    """Tell SQLAlchemy that its transaction is over; PyMySQL would send another COMMIT."""
+    raw.commit = _nothing
+    try:
+        root.commit()
+    finally:
+        del raw.commit
+
+
+def _nothing() -> None:
+    """In place of a COMMIT that the server has had."""

@@ -11,6 +11,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -21,6 +22,7 @@ from crosstie.orm.commit import commit_verified
 from crosstie.orm.database import ENDED, Database
 from crosstie.orm.driver_errors import MappedErrors, classify, driver_exception
 from crosstie.orm.errors import DatabaseUnavailable, TransactionPoisoned
+from crosstie.orm.final_statement import FinalStatement
 from crosstie.orm.recorder import WriteRecorder
 
 __all__ = ["LocalTransaction", "Savepoint", "current", "open_transactions", "run_after_commit"]
@@ -70,6 +72,7 @@ class LocalTransaction:
         """Whether its commit may send a notification."""
         self.commits_by: tuple[str, ...] = ()
         """What is sent to commit in place of COMMIT."""
+        self._final: FinalStatement | None = None
         self._poison: BaseException | None = None
         self._poison_is_final = False
         self._at_close: list[Callable[[sa.Connection], object]] = []
@@ -200,11 +203,30 @@ class LocalTransaction:
         for name, entries in self.ledgers.items():
             del entries[lengths.get(name, 0) :]
 
+    def conclude_with(self, final: FinalStatement) -> None:
+        """Run this as the last statement of the transaction, if it can be in one request with its COMMIT.
+
+        For a hook that runs before the commit, or after those. Of several the others run now, in their order.
+        """
+        self.run_final()
+        self._final = final
+
     def run_before_commit(self) -> None:
         """Run the hooks that write into this transaction; each runs once."""
+        self._run_hooks()
+        self.run_final()
+
+    def _run_hooks(self) -> None:
         hooks = self.ledger("before_commit")
         while hooks:
             hooks.pop(0)(self)
+
+    def run_final(self) -> None:
+        """Run by itself what was given to `conclude_with`."""
+        final, self._final = self._final, None
+        if final is not None:
+            with self.mapped_errors(), self.internal():
+                final.run(self.connection)
 
     def commit(self) -> None:
         """Commit and believe it only when the database said so.
@@ -213,16 +235,28 @@ class LocalTransaction:
         CommitInDoubt the transaction is known to be rolled back.
         """
         try:
-            self.run_before_commit()
+            self._run_hooks()
+            if self.commits_by or self._final is None or not self._final.commits_on(self.database, self.connection):
+                self.run_final()
             self.require_healthy()
             self._hide()
-            commit_verified(self.database, self.connection, self._root, written=self.written, by=self.commits_by)
+            answer = commit_verified(
+                self.database,
+                self.connection,
+                self._root,
+                written=self.written,
+                by=self.commits_by,
+                final=self._final,
+            )
         except BaseException:
             self.rollback()
             raise
         self.connection.info[ENDED] = True
         self._release()
-        run_after_commit(self.ledger("after_commit"), self.database.name)
+        hooks = self.ledger("after_commit")
+        if self._final is not None and answer is not None:
+            hooks.insert(0, partial(self._final.then, answer))
+        run_after_commit(hooks, self.database.name)
 
     def rollback(self) -> None:
         """Roll back, whatever state the connection is in; never raises for a connection that is already dead."""

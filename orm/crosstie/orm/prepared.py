@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary, WeakSet
 import sqlalchemy as sa
 from sqlalchemy import event
 
-__all__ = ["Answer", "Prepared", "guard_others"]
+__all__ = ["Answer", "Prepared", "guard_others", "is_watched"]
 
 _NO_PARAMETERS: Final[Mapping[str, Any]] = {}
 
@@ -59,17 +59,18 @@ class Prepared:
     It has no lists that grow with their values, and an INSERT has a value for each of its columns.
     """
 
-    __slots__ = ("_columns", "_compiled", "statement")
+    __slots__ = ("_columns", "_compiled", "_numbered", "statement")
 
     def __init__(self, statement: sa.Executable, columns: Sequence[str] | None = None) -> None:
         """`columns` are those of an INSERT; without them all of the table's."""
         self.statement = statement
         self._columns = columns
         self._compiled: WeakKeyDictionary[sa.Dialect, _Compiled] = WeakKeyDictionary()
+        self._numbered: WeakKeyDictionary[sa.Dialect, _Compiled] = WeakKeyDictionary()
 
     def fetch(self, connection: sa.Connection, values: Mapping[str, Any] = _NO_PARAMETERS) -> Answer:
         """Run the statement, a query or one with RETURNING, and read all of its rows."""
-        if _is_watched(connection.engine):
+        if is_watched(connection.engine):
             result = connection.execute(self.statement, values)
             try:
                 cursor: Any = result.cursor
@@ -80,22 +81,36 @@ class Prepared:
 
     def run(self, connection: sa.Connection, values: Mapping[str, Any] = _NO_PARAMETERS) -> Answer:
         """Run the statement, which returns no rows."""
-        if _is_watched(connection.engine):
+        if is_watched(connection.engine):
             result = connection.execute(self.statement, values)
             dialect: Any = connection.dialect
             numbered = result.is_insert and dialect.postfetch_lastrowid
             return Answer((), (), result.rowcount, result.lastrowid if numbered else None)
         return self._run(connection, values, rows=False)
 
-    def _run(self, connection: sa.Connection, values: Mapping[str, Any], *, rows: bool) -> Answer:
-        compiled = self._compiled.get(connection.dialect)
+    def rendered(self, dialect: sa.Dialect, values: Mapping[str, Any]) -> tuple[str, Any]:
+        """The SQL and the parameters as the driver's cursor takes them."""
+        compiled = self._compiled.get(dialect)
         if compiled is None:
-            compiled = self._compiled[connection.dialect] = _compile(self.statement, connection.dialect, self._columns)
+            compiled = self._compiled[dialect] = _compile(self.statement, dialect, self._columns)
+        return compiled.sql, compiled.parameters(values)
+
+    def numbered(self, dialect: sa.Dialect, values: Mapping[str, Any]) -> tuple[str, Sequence[Any]]:
+        """The same as PostgreSQL itself takes them: parameters are `$1`, `$2`, and so on."""
+        compiled = self._numbered.get(dialect)
+        if compiled is None:
+            written: Any = type(dialect)
+            ours = written(paramstyle="numeric_dollar")
+            compiled = self._numbered[dialect] = _compile(self.statement, ours, self._columns)
+        return compiled.sql, compiled.parameters(values)
+
+    def _run(self, connection: sa.Connection, values: Mapping[str, Any], *, rows: bool) -> Answer:
         cursor: Any = None
+        sql = ""
         try:
-            parameters = compiled.parameters(values)
+            sql, parameters = self.rendered(connection.dialect, values)
             cursor = connection.connection.cursor()
-            cursor.execute(compiled.sql, parameters)
+            cursor.execute(sql, parameters)
             answer = Answer(
                 cursor.fetchall() if rows else (),
                 cursor.description,
@@ -104,7 +119,7 @@ class Prepared:
             )
             cursor.close()
         except BaseException as error:  # noqa: BLE001 - raised again, as SQLAlchemy's own error
-            connection._handle_dbapi_exception(error, compiled.sql, None, cursor, None)
+            connection._handle_dbapi_exception(error, sql, None, cursor, None)
         return answer
 
 
@@ -123,7 +138,8 @@ def guard_others(engine: sa.Engine, guard: Callable[[sa.Connection, str], None])
 _guards: Final[WeakSet[Callable[..., Any]]] = WeakSet()
 
 
-def _is_watched(engine: sa.Engine) -> bool:
+def is_watched(engine: sa.Engine) -> bool:
+    """Whether anybody listens to this engine's statements, which then take SQLAlchemy's way."""
     listened: Any = engine.dispatch
     return bool(
         any(listener not in _guards for listener in listened.before_cursor_execute)

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
 import sqlalchemy as sa
 
 from crosstie.orm.clock import now_ms
+from crosstie.orm.final_statement import FinalStatement
 from crosstie.orm.prepared import Prepared
 from crosstie.outbox.envelope import Envelope
 from crosstie.outbox.tables import outbox, route
 
-__all__ = ["Place", "Written", "insert_events"]
+__all__ = ["CHUNK", "Place", "Written", "insert_events", "last_insertion"]
 
 CHUNK: Final = 500
 """Events in one statement, whose text is always the same: they travel as one value, in JSON."""
@@ -49,6 +50,25 @@ class Written(NamedTuple):
     places: list[Place] | None
 
 
+def last_insertion(
+    connection: sa.Connection,
+    envelopes: Sequence[Envelope],
+    *,
+    want_routes: bool,
+    then: Callable[[set[str]], object],
+) -> FinalStatement:
+    """The statement that writes up to `CHUNK` events as the last of their transaction, which is crosstie's own.
+
+    `then` is called with the routes that they were written for, none unless `want_routes`. Raises the driver's errors.
+    """
+    returning = want_routes and connection.dialect.insert_returning
+    subscribed = _subscribed(connection, envelopes) if want_routes and not returning else set()
+    statement, values = _filled(connection, envelopes, None, returning=returning)
+    return FinalStatement(
+        statement, values, returning, lambda answer: then(subscribed | {row[0] for row in answer.rows})
+    )
+
+
 def insert_events(
     connection: sa.Connection,
     envelopes: Sequence[Envelope],
@@ -65,11 +85,7 @@ def insert_events(
     places: list[Place] = []
     returning = (want_routes or saga_id is not None) and connection.dialect.insert_returning
     for start in range(0, len(envelopes), CHUNK):
-        rows = [_row(one) for one in envelopes[start : start + CHUNK]]
-        statement = _statement(connection.dialect.name, returning, len(rows) == 1)
-        values = {"saga_id": saga_id} | (
-            dict(zip(_COLUMNS, rows[0], strict=True)) if len(rows) == 1 else _as_json(rows)
-        )
+        statement, values = _filled(connection, envelopes[start : start + CHUNK], saga_id, returning=returning)
         if not own:
             result = connection.execute(statement.statement, values)
             places += map(Place._make, result if returning else ())
@@ -78,9 +94,22 @@ def insert_events(
         else:
             statement.run(connection, values)
     if want_routes and not returning:
-        types = list({one.type for one in envelopes})
-        return Written(set(connection.execute(_SUBSCRIBED, {"types": types}).scalars()), None)
+        return Written(_subscribed(connection, envelopes), None)
     return Written({place.route for place in places}, places if returning else None)
+
+
+def _subscribed(connection: sa.Connection, envelopes: Sequence[Envelope]) -> set[str]:
+    types = list({one.type for one in envelopes})
+    return set(connection.execute(_SUBSCRIBED, {"types": types}).scalars())
+
+
+def _filled(
+    connection: sa.Connection, envelopes: Sequence[Envelope], saga_id: str | None, *, returning: bool
+) -> tuple[Prepared, dict[str, object]]:
+    rows = [_row(one) for one in envelopes]
+    single = len(rows) == 1
+    told = dict(zip(_COLUMNS, rows[0], strict=True)) if single else _as_json(rows)
+    return _statement(connection.dialect.name, returning, single), {"saga_id": saga_id} | told
 
 
 _SUBSCRIBED: Final = (

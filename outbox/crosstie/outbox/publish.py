@@ -22,7 +22,7 @@ from crosstie.outbox import doorbell
 from crosstie.outbox.envelope import Envelope
 from crosstie.outbox.errors import NoOutboxChosen
 from crosstie.outbox.event import Event, EventBuffer
-from crosstie.outbox.insertion import insert_events
+from crosstie.outbox.insertion import CHUNK, insert_events, last_insertion
 from crosstie.outbox.notification import announce
 from crosstie.outbox.tables import route
 from crosstie.outbox.trace_context import traced
@@ -119,13 +119,23 @@ def _write(tx: LocalTransaction) -> None:
     if KEPT in tx.ledgers:
         tx.ledger(KEPT).extend(envelopes)
     saga_id = next(iter(tx.ledgers.get(SAGA_ID, ())), None)
+    heard = doorbell.is_heard()
     with tx.mapped_errors(), tx.internal():
-        written = insert_events(tx.connection, envelopes, saga_id=saga_id, want_routes=doorbell.is_heard(), own=True)
         if tx.notifies:
             announce(tx.connection)
+        if saga_id is None and len(envelopes) <= CHUNK:
+            then = partial(_ring_later, tx)
+            tx.conclude_with(last_insertion(tx.connection, envelopes, want_routes=heard, then=then))
+            return
+        written = insert_events(tx.connection, envelopes, saga_id=saga_id, want_routes=heard, own=True)
     if saga_id is not None:
         tx.ledger(SAGA_EVENTS).append(written.places)
-    for name in sorted(written.routes) if doorbell.is_heard() else ():
+    if heard:
+        _ring_later(tx, written.routes)
+
+
+def _ring_later(tx: LocalTransaction, routes: set[str]) -> None:
+    for name in sorted(routes):
         tx.after_commit(partial(doorbell.ring, tx.database.name, name))
 
 

@@ -113,15 +113,9 @@ class BackwardRecovery(Strategy):
 
     def _commit_branch(self, tx: LocalTransaction, header: SagaHeader) -> None:
         log = image.dump(withdrawal.complete_log(tx))
-        with tx.mapped_errors(), tx.internal():
-            record.insert(
-                tx.connection,
-                header,
-                tx.database.name,
-                "applied",
-                undo_log=log,
-                expiry_s=self.terms.expiry_s,
-            )
+        tx.conclude_with(
+            record.insertion(header, tx.database.name, "applied", undo_log=log, expiry_s=self.terms.expiry_s)
+        )
         fault_point("saga.branch-recorded")
         tx.commit()
         fault_point("saga.branch-committed")

@@ -17,6 +17,7 @@ import sqlalchemy as sa
 
 from crosstie.orm.clock import now_ms
 from crosstie.orm.connection import ConnectionManager
+from crosstie.orm.final_statement import FinalStatement
 from crosstie.orm.prepared import Prepared
 from crosstie.outbox.batch import BLOCK_STEP
 from crosstie.outbox.tables import saga as records
@@ -28,6 +29,7 @@ __all__ = [
     "SagaRecord",
     "defer",
     "insert",
+    "insertion",
     "lock",
     "move",
     "new_saga_id",
@@ -110,18 +112,12 @@ _INSERT: Final = Prepared(
 )
 
 
-def insert(
-    connection: sa.Connection,
-    header: SagaHeader,
-    participant: str,
-    state: str,
-    *,
-    undo_log: str = "[]",
-    expiry_s: float = 0.0,
-) -> None:
-    """Insert the record of a participant. Raises the driver's duplicate-key error where the register is taken."""
-    _INSERT.run(
-        connection,
+def insertion(
+    header: SagaHeader, participant: str, state: str, *, undo_log: str = "[]", expiry_s: float = 0.0
+) -> FinalStatement:
+    """What inserts the record of a participant as its transaction's last statement, and is refused as `insert` is."""
+    return FinalStatement(
+        _INSERT,
         {
             "saga_id": header.saga_id,
             "step": BLOCK_STEP,
@@ -136,6 +132,19 @@ def insert(
             "expiry_ms": int(expiry_s * 1000),
         },
     )
+
+
+def insert(
+    connection: sa.Connection,
+    header: SagaHeader,
+    participant: str,
+    state: str,
+    *,
+    undo_log: str = "[]",
+    expiry_s: float = 0.0,
+) -> None:
+    """Insert the record of a participant. Raises the driver's duplicate-key error where the register is taken."""
+    insertion(header, participant, state, undo_log=undo_log, expiry_s=expiry_s).run(connection)
 
 
 def _key(saga_id: str, participant: str) -> sa.ColumnElement[bool]:

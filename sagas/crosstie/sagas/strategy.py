@@ -64,9 +64,11 @@ class Ending:
 
         As `owed`, its record has the `log` of what the branches are owed, and workers see to that after `expiry_s`.
         """
-        with self.home.mapped_errors(), self.home.internal():
-            record.insert(self.home.connection, self.header, self.header.home, state, undo_log=log, expiry_s=expiry_s)
-            self.effects.settle(self.home.connection)
+        self.home.conclude_with(record.insertion(self.header, self.header.home, state, undo_log=log, expiry_s=expiry_s))
+        if self.effects.begun:
+            self.home.run_final()  # who ends a saga from outside takes its record before its effects, too
+            with self.home.mapped_errors(), self.home.internal():
+                self.effects.settle(self.home.connection)
 
     def take(self, ledger: str) -> list[Callable[[], None]]:
         """The hooks in this ledger of all participants, which their own ends will not run any more."""
