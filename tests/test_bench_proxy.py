@@ -262,6 +262,10 @@ def test_a_pattern_torn_apart_is_found_and_an_old_one_is_not() -> None:
     assert trigger.completed_by(b"T", after=b"COMMI")
     assert not trigger.completed_by(b"SELECT", after=b"COMMIT")
     assert not trigger.completed_by(b"SELECT", after=b"")
+    either = Trigger((b"BEGIN", b"COMMIT"), "to_server", "answered")
+    assert either.completed_by(b"BEGIN", after=b"")
+    assert either.completed_by(b"MIT", after=b"BEGIN COM")
+    assert not either.completed_by(b"MIT", after=b"BEGIN")
 
 
 @pytest.mark.parametrize(

@@ -11,27 +11,29 @@ from typing import Final, Literal, Protocol, cast
 from bench.plaintext import asks_for_encryption, without_tls_offer
 from bench.waiting import PATIENCE_S
 
-__all__ = ["Direction", "Link", "Moment", "Rules", "Trigger"]
+__all__ = ["Direction", "Link", "Moment", "Pattern", "Rules", "Trigger"]
 
 Direction = Literal["to_server", "to_client"]
 Moment = Literal["withheld", "forwarded", "answered"]
+Pattern = bytes | tuple[bytes, ...]
 RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 REMEMBERED_BYTES: Final = 256
 """How far back a pattern may begin: patterns may be torn apart by the network."""
 
 
 class Trigger:
-    """Acts once, when a pattern passes; `wait` is the signal that it has acted."""
+    """Acts once, when a pattern, or one of several, passes; `wait` is the signal that it has acted."""
 
     def __init__(
-        self, pattern: bytes, direction: Direction, moment: Moment, *, deafens: tuple[Direction, ...] = ()
+        self, pattern: Pattern, direction: Direction, moment: Moment, *, deafens: tuple[Direction, ...] = ()
     ) -> None:
-        if not 0 < len(pattern) < REMEMBERED_BYTES:
-            raise ValueError(f"expected a pattern of 1 to {REMEMBERED_BYTES - 1} bytes, found {len(pattern)}")
+        self.patterns = (pattern,) if isinstance(pattern, bytes) else pattern
+        for one in self.patterns:
+            if not 0 < len(one) < REMEMBERED_BYTES:
+                raise ValueError(f"expected a pattern of 1 to {REMEMBERED_BYTES - 1} bytes, found {len(one)}")
         held_back = {"withheld": direction, "forwarded": None, "answered": _opposite(direction)}[moment]
         if deafens and held_back is not None and held_back not in deafens:
             raise ValueError(f"{moment!r} keeps back what goes {held_back}: it must be among what goes deaf, {deafens}")
-        self.pattern = pattern
         self.direction = direction
         self.moment = moment
         self.deafens = deafens
@@ -40,11 +42,12 @@ class Trigger:
     def wait(self, within_s: float = PATIENCE_S) -> None:
         """Return once it has acted. Raises AssertionError where it has not within this time."""
         if not self.fired.wait(within_s):
-            raise AssertionError(f"{self.pattern!r} did not pass {self.direction} within {within_s:g} s")
+            raise AssertionError(f"{self.patterns!r} did not pass {self.direction} within {within_s:g} s")
 
     def completed_by(self, data: bytes, *, after: bytes) -> bool:
         """Whether the pattern ends within `data`; what was seen before it was armed does not fire it again."""
-        return (after + data).find(self.pattern, max(0, len(after) - len(self.pattern) + 1)) >= 0
+        seen = after + data
+        return any(seen.find(one, max(0, len(after) - len(one) + 1)) >= 0 for one in self.patterns)
 
 
 class Rules(Protocol):

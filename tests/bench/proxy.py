@@ -12,7 +12,7 @@ import threading
 from collections.abc import Coroutine
 from typing import Any, Literal, Self, TypeVar
 
-from bench.links import Direction, Link, Moment, Side, Trigger
+from bench.links import Direction, Link, Moment, Pattern, Side, Trigger
 from bench.waiting import PATIENCE_S
 
 __all__ = ["Direction", "Ears", "Moment", "Proxy", "Trigger", "close_all"]
@@ -74,8 +74,12 @@ class Proxy:
         """Forward again, what was kept back first; accept again; forget triggers that have not acted."""
         self._in_loop(self._heal())
 
-    def cut_after(self, pattern: bytes, direction: Direction = "to_server", *, moment: Moment = "answered") -> Trigger:
-        """Cut when `pattern` passes in `direction`, on whichever connection.
+    def cut_after(
+        self, pattern: Pattern, direction: Direction = "to_server", *, moment: Moment = "answered"
+    ) -> Trigger:
+        self, pattern: Pattern, direction: Direction = "to_server", *, moment: Moment = "answered"
+    ) -> Trigger:
+        """Cut when `pattern`, or one of several, passes in `direction`, on whichever connection.
 
         - `withheld`: what completes the pattern is not forwarded. A COMMIT is lost.
         - `forwarded`: it is, and the cut comes at once.
@@ -86,7 +90,7 @@ class Proxy:
 
     def deaf_after(
         self,
-        pattern: bytes,
+        pattern: Pattern,
         direction: Direction = "to_server",
         *,
         moment: Moment = "answered",

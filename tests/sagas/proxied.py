@@ -9,12 +9,16 @@ from pathlib import Path
 
 from bench import guard
 from bench.databases import DatabaseKind, Pair, TestDatabase, fresh_database
+from bench.links import Pattern
 from bench.proxy import Moment, Proxy, Trigger
 
-__all__ = ["COMMIT_WITH_RECORD", "Bench", "behind_proxies"]
+__all__ = ["COMMIT", "Bench", "behind_proxies"]
 
-COMMIT_WITH_RECORD: dict[DatabaseKind, bytes] = {"postgresql": b"COMMIT\x00", "mariadb": b"; COMMIT; END"}
-"""How COMMIT looks where the saga's record is sent with it; the bare word is in READ COMMITTED too."""
+COMMIT: dict[DatabaseKind, Pattern] = {
+    "postgresql": b"COMMIT\x00",
+    "mariadb": (b"\x03COMMIT", b"; COMMIT; END"),
+}
+"""How COMMIT looks, alone and with the last statement before it; the bare word is in READ COMMITTED too."""
 
 
 @dataclass
@@ -28,7 +32,7 @@ class Bench:
     def lose_commit_of(self, name: str, moment: Moment) -> Trigger:
         """Cut the connections when the next COMMIT of this database passes."""
         proxy = self.home if name == "default" else self.branch
-        return proxy.cut_after(COMMIT_WITH_RECORD[self.databases[name].kind], moment=moment)
+        return proxy.cut_after(COMMIT[self.databases[name].kind], moment=moment)
 
 
 @contextmanager

@@ -42,7 +42,7 @@ from crosstie.sagas import (
 from crosstie.sagas.inspection import find_leftovers, find_saga, find_unfinished
 from crosstie.sagas.operation import end_now
 from crosstie.workers.sagas_presentation import saga_lines
-from sagas.proxied import COMMIT_WITH_RECORD
+from sagas.proxied import COMMIT
 from sagas.shop import Invoice, Order, Stock, contents, create_shop, saga_states
 from sagas.two_phase_program import order
 
@@ -283,7 +283,7 @@ def test_a_lost_answer_of_home_is_learnt_from_its_register(
     with configured_databases(behind, tables=False):
         with Order.transaction():  # connect: MariaDB is sent a COMMIT then, too
             assert Order.find_all().count() == 4
-        trigger = proxy.cut_after(COMMIT_WITH_RECORD[shop.first.kind], moment=moment)
+        trigger = proxy.cut_after(COMMIT[shop.first.kind], moment=moment)
         with armed("recovery.before-decision", proxy.heal):
             if moment == "answered":
                 order()
