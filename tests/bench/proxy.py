@@ -77,8 +77,6 @@ class Proxy:
     def cut_after(
         self, pattern: Pattern, direction: Direction = "to_server", *, moment: Moment = "answered"
     ) -> Trigger:
-        self, pattern: Pattern, direction: Direction = "to_server", *, moment: Moment = "answered"
-    ) -> Trigger:
         """Cut when `pattern`, or one of several, passes in `direction`, on whichever connection.
 
         - `withheld`: what completes the pattern is not forwarded. A COMMIT is lost.

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 
 import pytest
+import sqlalchemy as sa
 
 from bench.databases import Pair
+from bench.waiting import eventually
 from crosstie.orm.connection import ConnectionManager
 from crosstie.orm.transaction import transaction
-from crosstie.outbox import doorbell, subscriber
+from crosstie.outbox import doorbell, subscriber, sync_routes
 from outbox import bank
 from outbox.bank import Heard, Moved
 
@@ -47,8 +49,6 @@ def test_two_routes_ring_both(rung: list[tuple[str, str]]) -> None:
     """Each names the target whose lanes have work."""
     bank.subscribe(lambda event: None, database="default")
     subscriber(Heard, database="default")(lambda event: None)
-    from crosstie.outbox import sync_routes
-
     sync_routes()
     with transaction("secondary"):
         Moved(account="a", number=1).publish()
@@ -103,3 +103,26 @@ def test_without_any_doorbell_events_arrive_by_sweeps(configured_crash_pair: Pai
     bank.transfer("a", times=2)
     assert bank.drain_all() == 2
     assert len(bank.arrivals(configured_crash_pair.second)) == 2
+
+
+@pytest.mark.parametrize("crash_pair", [("mariadb", "postgresql")], indirect=True, ids="-".join)
+def test_who_subscribes_is_asked_seldom(rung: list[tuple[str, str]], configured_crash_pair: Pair) -> None:
+    """MariaDB: not for each commit, again after a while, and at once where this process has stored a subscription."""
+    asked: list[str] = []
+
+    @sa.event.listens_for(ConnectionManager.get("default").engine, "before_cursor_execute")
+    def note(_: object, __: object, statement: str, *___: object) -> None:
+        if statement.startswith("SELECT crosstie_route.event_type"):
+            asked.append(statement)
+
+    for _ in range(3):
+        Moved(account="a", number=1).publish("default")
+    assert (len(asked), rung) == (1, [("default", "secondary")] * 3)
+    configured_crash_pair.first.execute("DELETE FROM crosstie_route WHERE event_type = 'bank.moved'")
+    eventually(lambda: Moved(account="a", number=1).publish("default") is None and len(asked) > 1, within_s=60)
+    count = len(rung)
+    Moved(account="a", number=1).publish("default")
+    assert len(rung) == count
+    sync_routes()
+    Moved(account="a", number=1).publish("default")
+    assert len(rung) == count + 1

@@ -211,15 +211,16 @@ class LocalTransaction:
         self.run_final()
         self._final = final
 
-    def run_before_commit(self) -> None:
-        """Run the hooks that write into this transaction; each runs once."""
-        self._run_hooks()
-        self.run_final()
+    def run_before_commit(self, *, final: bool = True) -> None:
+        """Run the hooks that write into this transaction; each runs once.
 
-    def _run_hooks(self) -> None:
+        `final=False` leaves the last statement to the commit.
+        """
         hooks = self.ledger("before_commit")
         while hooks:
             hooks.pop(0)(self)
+        if final:
+            self.run_final()
 
     def run_final(self) -> None:
         """Run by itself what was given to `conclude_with`."""
@@ -235,7 +236,7 @@ class LocalTransaction:
         CommitInDoubt the transaction is known to be rolled back.
         """
         try:
-            self._run_hooks()
+            self.run_before_commit(final=False)
             if self.commits_by or self._final is None or not self._final.commits_on(self.database, self.connection):
                 self.run_final()
             self.require_healthy()

@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from crosstie.orm.clock import now_ms
 from crosstie.orm.final_statement import FinalStatement
 from crosstie.orm.prepared import Prepared
+from crosstie.outbox.audience import subscribed_routes
 from crosstie.outbox.envelope import Envelope
 from crosstie.outbox.tables import outbox, route
 
@@ -61,7 +62,8 @@ def last_insertion(
 
     `then` is called with the routes that they were written for, none unless `want_routes`. Raises the driver's errors.
     """
-    returning = want_routes and connection.dialect.insert_returning
+    # MariaDB returns rows at a price, and not together with a COMMIT.
+    returning = want_routes and connection.dialect.name in {"postgresql", "sqlite"}
     subscribed = _subscribed(connection, envelopes) if want_routes and not returning else set()
     statement, values = _filled(connection, envelopes, None, returning=returning)
     return FinalStatement(
@@ -99,8 +101,7 @@ def insert_events(
 
 
 def _subscribed(connection: sa.Connection, envelopes: Sequence[Envelope]) -> set[str]:
-    types = list({one.type for one in envelopes})
-    return set(connection.execute(_SUBSCRIBED, {"types": types}).scalars())
+    return subscribed_routes(connection, {one.type for one in envelopes})
 
 
 def _filled(
@@ -110,11 +111,6 @@ def _filled(
     single = len(rows) == 1
     told = dict(zip(_COLUMNS, rows[0], strict=True)) if single else _as_json(rows)
     return _statement(connection.dialect.name, returning, single), {"saga_id": saga_id} | told
-
-
-_SUBSCRIBED: Final = (
-    sa.select(route.c.route).distinct().where(route.c.event_type.in_(sa.bindparam("types", expanding=True)))
-)
 
 
 def _row(one: Envelope) -> tuple[object, ...]:

@@ -15,6 +15,7 @@ from crosstie.orm.database import Database
 from crosstie.orm.errors import ConfigurationError, CrosstieError, DeadlockDetected
 from crosstie.orm.local_transaction import LocalTransaction
 from crosstie.orm.transaction import detached_transaction
+from crosstie.outbox.audience import forget_audience
 from crosstie.outbox.brokers.forwarding import forwards, require_brokers
 from crosstie.outbox.invalidation import ROUTE as CACHE
 from crosstie.outbox.invalidation import wanted_types
@@ -83,6 +84,7 @@ def sync_routes(source: str | None = None, *, remove_stale: bool = False) -> Syn
             stale[name] = tuple(sorted(found.keys() - wanted))
             removed[name] = stale[name] if remove_stale else ()
             _bring_up_to_date(name, wanted, found, removed[name])
+            forget_audience()
         except CrosstieError as error:
             logger.warning("the subscriptions could not be written into database %r: %s", name, error)
             failed[name] = error

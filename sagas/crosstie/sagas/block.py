@@ -157,7 +157,7 @@ class SagaBlock(Workspace):
         else:
             self._strategy.prepare_branch(tx)
         with tx.mapped_errors():
-            tx.run_before_commit()
+            tx.run_before_commit(final=len(self._participants) > 1)  # a failure must come before the first commit
             if has_deferrable_constraints(tx.database, tx.connection):
                 with tx.internal():
                     tx.connection.exec_driver_sql("SET CONSTRAINTS ALL IMMEDIATE")
