@@ -239,14 +239,16 @@ class PrivateServer:
 
 @contextlib.contextmanager
 def private_server(
-    kind: ServedKind, folder: Path, *, settings: Mapping[str, str] | None = None
+    kind: ServedKind, folder: Path, *, settings: Mapping[str, str] | None = None, on_disk: bool = False
 ) -> Iterator[PrivateServer]:
     """Start a server of the caller's own; at the end of the block it is killed, and its data are deleted.
 
     Its log is written into `folder`. `settings` are the server's own, such as `{"max_prepared_transactions": "20"}`.
+    `on_disk` keeps its data out of memory, where MariaDB writes its log without a buffer.
     Skips the test where the server's programs are not installed, or fails it in CI.
     """
-    with tempfile.TemporaryDirectory(prefix=unique_name(), dir=_roomy(), ignore_cleanup_errors=True) as name:
+    place = None if on_disk else _roomy()
+    with tempfile.TemporaryDirectory(prefix=unique_name(), dir=place, ignore_cleanup_errors=True) as name:
         home = Path(name)
         subprocess.run(["cp", "-a", f"{_template(kind)}/.", home], check=True)
         server = PrivateServer(kind, home, folder, settings or {})

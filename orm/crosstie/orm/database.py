@@ -54,6 +54,8 @@ class Capabilities:
     """What can bound how long a transaction waits for a lock, from within."""
     one_writer: bool = False
     """An open transaction keeps every other from beginning."""
+    shows_before_durable: bool = False
+    """Others may see a transaction that its server, should it die now, will not find again."""
 
 
 _CAPABILITIES: Final = {
@@ -62,12 +64,14 @@ _CAPABILITIES: Final = {
         True, False, True, True, True, False, 65_000, array_parameters=True, bounds_lock_waits="query"
     ),
     "mariadb": Capabilities(
-        True, True, False, False, False, True, 65_000, on_conflict=False, bounds_lock_waits="session"
+        True, True, False, False, False, True, 65_000, on_conflict=False,
+        bounds_lock_waits="session", shows_before_durable=True,
     ),
     "mysql": Capabilities(
-        False, True, False, False, False, True, 65_000, on_conflict=False, bounds_lock_waits="session"
+        False, True, False, False, False, True, 65_000, on_conflict=False,
+        bounds_lock_waits="session", shows_before_durable=True,
     ),
-}
+}  # fmt: skip
 
 
 class Database:

@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from crosstie.orm.clock import now_ms
 from crosstie.orm.database import Database
 from crosstie.orm.prepared import Prepared
+from crosstie.outbox.durability import await_durable
 from crosstie.outbox.envelope import Envelope
 from crosstie.outbox.errors import EventUnreadable
 from crosstie.outbox.tables import lane as lanes
@@ -144,10 +145,16 @@ def undecided(rows: Iterable[OutboxRow]) -> dict[str, set[str]]:
 
 
 def home_states(home: Database, saga_ids: Iterable[str]) -> dict[str, str]:
-    """The state of home's record of each of these sagas that has one: one query. Raises DatabaseUnavailable."""
+    """The state of home's record of each of these sagas that has one, durable there: one query.
+
+    Raises DatabaseUnavailable.
+    """
     parameters = {"saga_ids": sorted(saga_ids)}
     with home.mapped_errors(), home.autocommit.connect() as connection:
-        return {row.saga_id: row.state for row in connection.execute(_HOME, parameters)}
+        states = {row.saga_id: row.state for row in connection.execute(_HOME, parameters)}
+    if states:
+        await_durable(home)
+    return states
 
 
 _HOME: Final = sa.select(records.c.saga_id, records.c.state).where(

@@ -40,6 +40,7 @@ from crosstie.outbox import measure, parking, suspicion
 from crosstie.outbox.batch import OutboxRow, read_batch
 from crosstie.outbox.decision import decide
 from crosstie.outbox.delivery import require_outside
+from crosstie.outbox.durability import await_durable
 from crosstie.outbox.errors import DeliveryFailed, LeaseLost, TargetFailed
 from crosstie.outbox.horizon import horizon_of
 from crosstie.outbox.isolation import Isolated, isolate
@@ -310,6 +311,8 @@ class _Drain:
         """
         heads = parking.look(self._source, self._lease) if self._parked else parking.Heads()
         verdict, homeless = decide(rows)
+        if self._lease.route != self._source.name:  # what is applied in the source itself is lost with what it is from
+            await_durable(self._source)
         ready = [row for row in verdict.apply if row.key not in heads.keys]
         done = isolate(ready, self._apply, lambda row, failure: self._stops(row, failure, heads))
         blocked = [row for row in verdict.apply if row.key in heads.keys]

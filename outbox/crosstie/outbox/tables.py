@@ -26,6 +26,7 @@ __all__ = [
     "drop_tables",
     "effect",
     "finding",
+    "flush",
     "has_tables",
     "inbox",
     "lane",
@@ -297,6 +298,15 @@ tick: Final = sa.Table(
     sa.Column("owner", sa.String(120), nullable=False, default=""),
     sa.Column("lease_until_ms", sa.BigInteger, nullable=False, default=0),
     sa.Column("done_slot", sa.BigInteger, nullable=False, default=-1),
+    **_MYSQL,
+)
+
+flush: Final = sa.Table(
+    "crosstie_flush",
+    METADATA,
+    # What is written here means nothing; that it is committed does (durability.py).
+    sa.Column("slot", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("turn", sa.BigInteger, nullable=False),
     **_MYSQL,
 )
 

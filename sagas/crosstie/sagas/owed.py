@@ -24,6 +24,7 @@ from crosstie.orm.faults import fault_point
 from crosstie.orm.local_transaction import LocalTransaction
 from crosstie.orm.transaction import detached_transaction
 from crosstie.outbox.batch import BLOCK_STEP
+from crosstie.outbox.durability import await_durable
 from crosstie.outbox.publish import enqueue_envelopes
 from crosstie.outbox.tables import saga as records
 from crosstie.sagas import image, record
@@ -104,6 +105,8 @@ def _redo(
             if record.state_in(header.saga_id, branch) is None:  # a look costs less than a duplicate key
                 _redo_once(header, branch, entries, manner)
         except _NothingOwed:
+            # The record was in the way, or is no longer wanted; home must not rely on one that may be lost.
+            await_durable(ConnectionManager.get(branch))
             return None
         except RedoConflict as conflict:
             return conflict
@@ -183,6 +186,7 @@ def branches_done(headers: Collection[SagaHeader], unreachable: set[str]) -> dic
             for start in range(0, len(saga_ids), _PORTION):
                 for row in database.rows(_DONE, {"branch": branch, "saga_ids": saga_ids[start : start + _PORTION]}):
                     done[row.saga_id].add(branch)
+            await_durable(database)
         except CrosstieError as error:
             logger.warning("%d saga(s) wait for %r: %s", len(saga_ids), branch, error)
             unreachable.add(branch)

@@ -20,6 +20,7 @@ from crosstie.orm.connection import ConnectionManager
 from crosstie.orm.final_statement import FinalStatement
 from crosstie.orm.prepared import Prepared
 from crosstie.outbox.batch import BLOCK_STEP
+from crosstie.outbox.durability import await_durable
 from crosstie.outbox.tables import saga as records
 
 __all__ = [
@@ -157,16 +158,23 @@ def read_state(connection: sa.Connection, saga_id: str, participant: str) -> str
 
 
 def state_in(saga_id: str, participant: str) -> str | None:
-    """The same, asked on a connection of its own. Raises UnknownConnection, DatabaseUnavailable."""
+    """The same, asked on a connection of its own, and durable there. Raises UnknownConnection, DatabaseUnavailable."""
     database = ConnectionManager.get(participant)
     with database.mapped_errors(), database.autocommit.connect() as connection:
-        return read_state(connection, saga_id, participant)
+        state = read_state(connection, saga_id, participant)
+    if state is not None:
+        await_durable(database)
+    return state
 
 
 def read(saga_id: str, participant: str) -> SagaRecord | None:
-    """A participant's record as last committed. Raises UnknownConnection, DatabaseUnavailable."""
-    rows = ConnectionManager.get(participant).rows(sa.select(records).where(_key(saga_id, participant)))
-    return SagaRecord.from_row(rows[0]) if rows else None
+    """A participant's record as last committed, durable there. Raises UnknownConnection, DatabaseUnavailable."""
+    database = ConnectionManager.get(participant)
+    rows = database.rows(sa.select(records).where(_key(saga_id, participant)))
+    if not rows:
+        return None
+    await_durable(database)
+    return SagaRecord.from_row(rows[0])
 
 
 def lock(connection: sa.Connection, saga_id: str, participant: str) -> SagaRecord | None:

@@ -25,6 +25,7 @@ from crosstie.orm.database import Database
 from crosstie.orm.errors import CrosstieError, DatabaseError
 from crosstie.orm.transaction import detached_transaction
 from crosstie.outbox.batch import home_states
+from crosstie.outbox.durability import await_durable
 from crosstie.outbox.tables import effect as effects
 from crosstie.outbox.tables import saga as records
 from crosstie.sagas.effect import UNFINISHED
@@ -110,8 +111,9 @@ def _ask(participant: str, saga_id: str, question: Callable[[list[str]], bool]) 
     try:
         database = ConnectionManager.get(participant)
         query = sa.select(records.c.state).where(records.c.saga_id == saga_id, records.c.participant == participant)
-        with database.mapped_errors(), database.autocommit.connect() as connection:
-            return question(list(connection.execute(query).scalars()))
+        found = [row.state for row in database.rows(query)]
+        await_durable(database)
+        return question(found)
     except CrosstieError as error:
         logger.info("records of saga %s stay: %s", saga_id, error)
         return False

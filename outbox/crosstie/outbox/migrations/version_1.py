@@ -216,6 +216,14 @@ sa.Table(
     **_MYSQL,
 )
 
+sa.Table(
+    "crosstie_flush",
+    _METADATA,
+    sa.Column("slot", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("turn", sa.BigInteger, nullable=False),
+    **_MYSQL,
+)
+
 _run: Final = sa.Table(
     "crosstie_run",
     _METADATA,
