@@ -84,7 +84,7 @@ def test_lines_of_models_and_of_settings_are_jobs(grove: Pair, monkeypatch: pyte
     jobs = {job.name: job for job in deployment_jobs()}
     assert jobs[f"audit {OWN}"].schedule == Cron("0 4 * * *", "Europe/Berlin", "audit.schedules['nests.tree_id']")
     asked: list[object] = []
-    monkeypatch.setattr(audit, "run_scheduled_audit", asked.append)
+    monkeypatch.setattr(audit, "run_scheduled_audit", lambda names, **_: asked.append(names))
     jobs["audit"].run()
     jobs[f"audit {OWN}"].run()
     assert asked == [[OTHER], (OWN,)]

@@ -227,11 +227,17 @@ class AuditSettings(_Section):
     `references` are audited without models: "legacy.orders.user_id -> main.users.id". A chunk of a run aims at
     `chunk_s` and is held under a lease of `lease_s`; at most `concurrency` chunks read one database at once, and none
     begins while it has more than `max_running` running statements or a replica of it lags more than `max_lag_s` (None:
-    no limit). Runs older than `retention_s` are forgotten, but for the last one of each reference.
+    no limit). By `changes_schedule` only what has changed is looked at, and everything once that is `full_every_s` ago
+    (None: never); by `parts_schedule` the next of about `parts` parts is read. Runs older than `retention_s` are
+    forgotten, but for the last one of each reference.
     """
 
     schedule: str | None = None
     schedules: dict[str, str] = Field(default_factory=dict)
+    changes_schedule: str | None = None
+    full_every_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = 7 * 86_400.0
+    parts_schedule: str | None = None
+    parts: Annotated[int, Field(ge=1, le=100_000)] = 30
     references: list[str] = Field(default_factory=list)
     timezone: str = "UTC"
     chunk_size: Annotated[int, Field(ge=1, le=1_000_000)] = 50_000

@@ -92,6 +92,8 @@ FAULT_POINTS: Final[frozenset[str]] = frozenset(
         "audit.chunk-audited",
         "audit.chunk-committed",
         "audit.concluded",
+        # the end of such a run, whose notes in the parent's database are still there
+        "notes.recorded",
         # a repair of orphans, and its undo
         "repair.fenced",
         "repair.recorded",

@@ -21,6 +21,7 @@ from crosstie.outbox.migrations.lock import alone
 __all__ = [
     "METADATA",
     "audit_chunk",
+    "audit_key",
     "audit_run",
     "create_tables",
     "drop_tables",
@@ -357,6 +358,20 @@ finding: Final = sa.Table(
     sa.Column("parent_key", sa.String(400), nullable=False),
     sa.Column("kind", sa.String(20), nullable=False, default="orphan"),
     sa.Column("found_at_ms", sa.BigInteger, nullable=False, default=now_ms()),
+    **_MYSQL,
+)
+
+audit_key: Final = sa.Table(
+    "crosstie_audit_key",
+    METADATA,
+    # A key that the next audit looks at: changed, which triggers note, or not in order when it was last looked at.
+    # No key is unique here: writers would wait for each other.
+    sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
+    # A digest of its name: a row is written for each change.
+    sa.Column("reference", sa.String(16), nullable=False),
+    # NULL: the rows of a whole table are gone, and nobody knows their keys.
+    sa.Column("key", LongText),
+    sa.Index("crosstie_audit_key_reference", "reference", "id"),
     **_MYSQL,
 )
 

@@ -8,7 +8,7 @@ others row by row.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple
 from uuid import UUID
 
@@ -24,10 +24,12 @@ from crosstie.outbox.migrations.lock import alone
 from crosstie.outbox.propagation import KEYS_PER_EVENT, deleted_event
 from crosstie.outbox.tables import outbox, route
 
-__all__ = ["PREFIX", "Trigger", "create_triggers", "drop_triggers", "existing_triggers"]
+__all__ = ["NOTING_PREFIX", "PREFIX", "Trigger", "create_triggers", "drop", "drop_triggers", "existing_triggers"]
 
 PREFIX: Final = "crosstie_deleted_"
 """Sagas know a trigger of crosstie's by it."""
+NOTING_PREFIX: Final = "crosstie_noted_"
+"""Of triggers that note keys for audits: an undo may have them note once more, and nothing is acted upon."""
 
 
 class Trigger(NamedTuple):
@@ -60,21 +62,26 @@ def create_triggers(database: Database) -> list[Trigger]:
 def drop_triggers(database: Database) -> list[Trigger]:
     """Drop every trigger of crosstie's in this database, whichever models made it; returns them."""
     with database.mapped_errors(), database.engine.begin() as connection, alone(connection):
-        quote = connection.dialect.identifier_preparer.quote
-        found = existing_triggers(database, connection)
-        for trigger in found:
-            if database.kind == "postgresql":
-                connection.exec_driver_sql(f"DROP TRIGGER {trigger.name} ON {quote(trigger.table)}")
-                connection.exec_driver_sql(f"DROP FUNCTION {trigger.name}()")
-            else:
-                connection.exec_driver_sql(f"DROP TRIGGER {trigger.name}")
+        found = existing_triggers(database, connection, PREFIX, NOTING_PREFIX)
+        drop(database, connection, found)
     return found
 
 
-def existing_triggers(database: Database, connection: sa.Connection) -> list[Trigger]:
-    """The triggers of crosstie's that there are, by name."""
+def drop(database: Database, connection: sa.Connection, triggers: Iterable[Trigger]) -> None:
+    """Drop these triggers and what belongs to them; the caller commits."""
+    quote = connection.dialect.identifier_preparer.quote
+    for trigger in triggers:
+        if database.kind == "postgresql":
+            connection.exec_driver_sql(f"DROP TRIGGER {trigger.name} ON {quote(trigger.table)}")
+            connection.exec_driver_sql(f"DROP FUNCTION {trigger.name}()")
+        else:
+            connection.exec_driver_sql(f"DROP TRIGGER {trigger.name}")
+
+
+def existing_triggers(database: Database, connection: sa.Connection, *prefixes: str) -> list[Trigger]:
+    """The triggers of crosstie's that there are, by name; those that tell of deletes, unless prefixes are given."""
     rows = connection.exec_driver_sql(_CATALOG[database.kind]).all()
-    return sorted(Trigger(str(name), str(table)) for name, table in rows if str(name).startswith(PREFIX))
+    return sorted(Trigger(str(name), str(table)) for name, table in rows if str(name).startswith(prefixes or PREFIX))
 
 
 _MYSQL_CATALOG: Final = (

@@ -233,7 +233,8 @@ class BranchRecorder:
         """The triggers because of which the operation cannot be captured."""
         # Crosstie's own tell of deletes, and at once: an abort would come too late. But the delete by which an insert
         # is undone may be told: the row is gone for good, and so should be what refers to it.
-        return [name for name in facts.triggers if operation == "delete" or not name.startswith(trigger.PREFIX)]
+        harmless = trigger.NOTING_PREFIX if operation == "delete" else (trigger.PREFIX, trigger.NOTING_PREFIX)
+        return [name for name in facts.triggers if not name.startswith(harmless)]
 
     def _of_new_rows(self, table: sa.Table, facts: TableFacts) -> dict[str, str]:
         """The columns of a new row that its image has."""

@@ -60,7 +60,7 @@ class RedoRecorder(BranchRecorder):
     def _in_the_way(self, facts: TableFacts, operation: str) -> list[str]:
         # Crosstie's own tell of deletes, and a redo has them tell again.
         del operation
-        return [name for name in facts.triggers if not name.startswith(trigger.PREFIX)]
+        return [name for name in facts.triggers if not name.startswith((trigger.PREFIX, trigger.NOTING_PREFIX))]
 
     def _of_new_rows(self, table: sa.Table, facts: TableFacts) -> dict[str, str]:
         del table

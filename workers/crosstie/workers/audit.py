@@ -15,22 +15,24 @@ from crosstie.orm.errors import CrosstieError
 from crosstie.orm.integrity import (
     AuditedReference,
     AuditPhase,
-    AuditPlan,
     AuditProgress,
     AuditResult,
+    AuditScope,
     AuditState,
     ProgressListener,
     audit_reference,
-    plan_audit,
 )
 from crosstie.orm.reference import Reference
 from crosstie.workers.audit_copies import audit_copies
+from crosstie.workers.audit_intent import Intent, intend
 from crosstie.workers.audit_listeners import on_audit, tell_of_audit
-from crosstie.workers.audit_record import RunHeld, RunSummary, close_run, open_run, unrecordable
+from crosstie.workers.audit_notes import RunNotes, end_run, look_at_notes
+from crosstie.workers.audit_record import RunHeld, RunSummary, open_run, unrecordable
 from crosstie.workers.audit_references import select_references
 from crosstie.workers.audit_report import AuditReport
 from crosstie.workers.audit_runner import carry_out
 from crosstie.workers.audit_sagas import TouchedBySagas
+from crosstie.workers.audit_standing import NOTHING
 from crosstie.workers.process import process_owner
 
 __all__ = ["AuditReport", "on_audit", "run_audit", "run_scheduled_audit", "select_references"]
@@ -47,28 +49,34 @@ def run_audit(
     include_local: bool = False,
     chunk_size: int | None = None,
     progress: ProgressListener | None = None,
+    scope: AuditScope = AuditScope.FULL,
+    parts: int | None = None,
 ) -> AuditReport:
     """Audit references, given or named, and the denormalised columns that follow them, one after the other.
 
     Without any, every declared reference that crosses databases, and every denormalised column.
-    `include_local` adds those within one database; `chunk_size` (distinct keys) and the grace default to the settings.
+    `include_local` adds those within one database; `chunk_size` (distinct keys), `parts` and the grace default to the
+    settings. With another `scope` than FULL only what has changed is looked at, or the next of so many `parts` besides,
+    and no copies.
     Each run is recorded in its child's database, where that has crosstie's tables. A reference that cannot be audited
     is INCOMPLETE in the report and keeps no other from being audited. Raises UnknownReference, and what resolving the
     declared relations raises.
     """
     wanted = select_references(chosen, include_local=include_local)
-    run = _Run(chunk_size or ConnectionManager.settings().audit.chunk_size, progress)
+    settings = ConnectionManager.settings().audit
+    run = _Run(chunk_size or settings.chunk_size, progress, scope, parts or settings.parts)
     started_at, start = datetime.now(UTC), time.monotonic()
     results = tuple(run.audit(reference) for reference in wanted)
-    copies = audit_copies(None if chosen is None else {one.name for one in wanted})
+    compared = None if chosen is None else {one.name for one in wanted}
+    copies = audit_copies(compared) if scope is AuditScope.FULL else ()
     report = AuditReport(run.run_id, started_at, time.monotonic() - start, results, run.unrecorded, copies)
     tell_of_audit(report)
     return report
 
 
-def run_scheduled_audit(names: Sequence[str] | None = None) -> AuditReport:
+def run_scheduled_audit(names: Sequence[str] | None = None, *, scope: AuditScope = AuditScope.FULL) -> AuditReport:
     """The audit that a schedule asks for, of these references or of all: what it finds is recorded and logged."""
-    report = run_audit(names)
+    report = run_audit(names, scope=scope)
     if not report.results and not report.copies:
         logger.warning("the scheduled audit checked nothing: no imported model declares a reference across databases")
     for result in report.results:
@@ -93,53 +101,70 @@ def run_scheduled_audit(names: Sequence[str] | None = None) -> AuditReport:
 class _Run:
     """One run over several references, under one id."""
 
-    def __init__(self, chunk_size: int, progress: ProgressListener | None) -> None:
+    def __init__(self, chunk_size: int, progress: ProgressListener | None, scope: AuditScope, parts: int) -> None:
         self.run_id = str(uuid.uuid4())
         self.chunk_size = chunk_size
         self.progress = progress
+        self.scope = scope
+        self.parts = parts
         self.unrecorded: dict[str, str] = {}
         self.settings = ConnectionManager.settings().audit
         self._touched = TouchedBySagas()
 
     def audit(self, reference: AuditedReference) -> AuditResult:
         """Audit one reference between the beginning and the end of its row."""
-        held: RunHeld | None = None
         try:
             why = unrecordable(reference.child.database)
             if why is not None:
-                self.unrecorded[reference.name] = why
-                return _with_notes(self._alone(reference), [f"this run was not recorded: {why}"])
-            plan, reason = self._plan(reference)
+                return self._unrecorded(reference, why)
+            intent, reason = self._intend(reference)
             held, superseded = open_run(
                 reference.child.database,
                 self.run_id,
                 reference.name,
-                plan,
+                None if intent is None else intent.plan,
                 owner=_owner(),
                 lease_s=self.settings.lease_s,
+                scope=self.scope if intent is None else intent.scope,
+                standing=NOTHING if intent is None else intent.standing,
             )
         except CrosstieError as error:
             self.unrecorded[reference.name] = str(error)
             return AuditResult(reference.name, AuditState.INCOMPLETE, reason=str(error))
-        result = AuditResult(reference.name, AuditState.INCOMPLETE, reason=reason)
-        if plan is not None:
-            result = self._guarded(reference, lambda: self._shared(reference, plan, held))
-        return self._close(held, _with_notes(result, map(_superseded, superseded)))
+        result = AuditResult(reference.name, AuditState.INCOMPLETE, reason=reason, scope=self.scope)
+        if intent is not None:
+            result = self._guarded(reference, lambda: self._shared(reference, intent, held))
+        result = self._close(held, result, None if intent is None else intent.notes)
+        remarks = () if intent is None else intent.remarks
+        return _with_notes(result, [*remarks, *map(_superseded, superseded)])
 
-    def _plan(self, reference: AuditedReference) -> tuple[AuditPlan | None, str | None]:
-        """The plan, or why there is none."""
+    def _intend(self, reference: AuditedReference) -> tuple[Intent | None, str | None]:
+        """What is to be read, or why that cannot be told."""
         if self.progress is not None:
             self.progress(AuditProgress(reference.name, AuditPhase.COUNTING, 0, 0))
         try:
-            return plan_audit(reference, page_size=self.chunk_size, chunks=CHUNKS), None
+            return intend(reference, self.scope, page_size=self.chunk_size, parts=self.parts, chunks=CHUNKS), None
         except CrosstieError as error:
             return None, str(error)
 
-    def _shared(self, reference: AuditedReference, plan: AuditPlan, held: RunHeld) -> AuditResult:
-        found = carry_out(reference, plan, held, owner=_owner(), suspects=self._touched, progress=self.progress)
+    def _shared(self, reference: AuditedReference, intent: Intent, held: RunHeld) -> AuditResult:
+        found = None
+        if intent.plan is not None:
+            found = carry_out(
+                reference, intent.plan, held, owner=_owner(), suspects=self._touched, progress=self.progress
+            )
+        if found is None or intent.scope is not AuditScope.FULL:
+            found = look_at_notes(reference, held, found, intent.notes, suspects=self._touched, progress=self.progress)
         if self.progress is not None:
             self.progress(AuditProgress(reference.name, AuditPhase.DONE, found.keys_checked, found.keys_checked))
         return found
+
+    def _unrecorded(self, reference: AuditedReference, why: str) -> AuditResult:
+        self.unrecorded[reference.name] = why
+        if self.scope is AuditScope.FULL:
+            return _with_notes(self._alone(reference), [f"this run was not recorded: {why}"])
+        reason = f"only an audit of everything goes without a record, and this one has none: {why}"
+        return AuditResult(reference.name, AuditState.INCOMPLETE, reason=reason, scope=self.scope)
 
     def _alone(self, reference: AuditedReference) -> AuditResult:
         """Without rows of its run nobody can help."""
@@ -165,9 +190,9 @@ class _Run:
             reason = f"unexpected {type(error).__name__}: {error}"
             return AuditResult(reference.name, AuditState.INCOMPLETE, reason=reason)
 
-    def _close(self, held: RunHeld, result: AuditResult) -> AuditResult:
+    def _close(self, held: RunHeld, result: AuditResult, notes: RunNotes | None) -> AuditResult:
         try:
-            close_run(held, result)
+            end_run(held, result, notes)
         except CrosstieError as error:
             self.unrecorded[result.reference] = str(error)
             reason = result.reason or f"it was checked, but its end could not be recorded: {error}"

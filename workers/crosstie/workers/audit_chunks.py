@@ -138,14 +138,14 @@ def progress_of(database: Database, run_id: str, reference: str) -> Progress:
     return Progress(*(int(value or 0) for value in row))
 
 
-def results(database: Database, run_id: str, reference: str) -> list[ChunkResult]:
-    """The results of the chunks, each following the one whose range ends where its own begins.
+def results(database: Database, run_id: str, reference: str, after: Any = None) -> list[ChunkResult]:
+    """The results of the chunks behind `after`, each following the one whose range ends where its own begins.
 
     A chunk that is not done has none, and ends the list. Raises DatabaseUnavailable.
     """
     rows = {row.lo: row for row in database.rows(sa.select(chunks).where(_of_run(run_id, reference)))}
     ordered: list[ChunkResult] = []
-    row = rows.pop("null", None)
+    row = rows.pop(json.dumps(KeyRange(after, after).as_document()["lo"]), None)
     while row is not None and row.state == "done":
         ordered.append(ChunkResult.of(json.loads(row.result)))
         row = rows.pop(row.hi, None)

@@ -8,6 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from crosstie.workers.audit_command import audit
+from crosstie.workers.audit_triggers_command import triggers
 from crosstie.workers.repair_command import repair, show_repairs, undo
 
 __all__ = ["audits"]
@@ -30,6 +31,7 @@ audits = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 audits.command(DEFAULT)(audit)
+audits.command("triggers")(triggers)
 audits.command("repair")(repair)
 audits.command("repairs")(show_repairs)
 audits.command("undo")(undo)

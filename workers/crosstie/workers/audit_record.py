@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -20,9 +20,11 @@ from crosstie.orm.clock import now_ms
 from crosstie.orm.connection import ConnectionManager
 from crosstie.orm.database import Database
 from crosstie.orm.errors import DeadlockDetected, LockTimeout, NoSuchTable
-from crosstie.orm.integrity import AuditPlan, AuditResult, Finding
-from crosstie.outbox.tables import audit_chunk, audit_run, finding
+from crosstie.orm.integrity import AuditPlan, AuditResult, AuditScope, AuditState, Finding
+from crosstie.outbox.noting import Notes, add_notes
+from crosstie.outbox.tables import audit_chunk, audit_key, audit_run, finding
 from crosstie.workers import audit_chunks
+from crosstie.workers.audit_standing import NOTHING, Standing, unlisted
 from crosstie.workers.errors import RunLost
 
 __all__ = [
@@ -33,6 +35,7 @@ __all__ = [
     "close_run",
     "history",
     "last_runs",
+    "last_standing",
     "open_run",
     "open_runs",
     "renew_run",
@@ -67,7 +70,9 @@ def unrecordable(database: Database) -> str | None:
         return f"the connection {database.name!r} is configured read_only"
     with database.mapped_errors(), database.autocommit.connect() as connection:
         inspector = sa.inspect(connection)
-        missing = [table.name for table in (audit_run, audit_chunk, finding) if not inspector.has_table(table.name)]
+        missing = [
+            table.name for table in (audit_run, audit_chunk, finding, audit_key) if not inspector.has_table(table.name)
+        ]
     if missing:
         return f"{database.name!r} has no table {missing[0]}: run `crosstie init`"
     return None
@@ -75,26 +80,39 @@ def unrecordable(database: Database) -> str | None:
 
 @dataclass(frozen=True)
 class RunHeld:
-    """A run that this process brings to its end: others may help, and take it over once the lease has run out."""
+    """A run that this process brings to its end: others may help, and take it over once the lease has run out.
+
+    `standing` is what will have been achieved by then.
+    """
 
     database: Database
     run_id: str
     reference: str
     epoch: int
     lease_s: float
+    scope: AuditScope = AuditScope.FULL
+    standing: Standing = NOTHING
 
 
 def open_run(
-    database: Database, run_id: str, reference: str, plan: AuditPlan | None, *, owner: str, lease_s: float
+    database: Database,
+    run_id: str,
+    reference: str,
+    plan: AuditPlan | None,
+    *,
+    owner: str,
+    lease_s: float,
+    scope: AuditScope = AuditScope.FULL,
+    standing: Standing = NOTHING,
 ) -> tuple[RunHeld, list[RunSummary]]:
     """Write that this run has begun, with the chunks of its plan if there is one.
 
-    Also returns the runs of the reference that never ended and are superseded now. Raises DatabaseUnavailable,
-    NoSuchTable.
+    `standing` is what the audits of the reference will have achieved once it has ended well. Also returns the runs of
+    the reference that never ended and are superseded now. Raises DatabaseUnavailable, NoSuchTable.
     """
     for attempt in _attempts():
         with attempt:
-            held = RunHeld(database, run_id, reference, 1, lease_s)
+            held = RunHeld(database, run_id, reference, 1, lease_s, scope, standing)
             return held, _open(held, plan, owner)
     raise AssertionError("the last attempt returns or raises")
 
@@ -125,7 +143,7 @@ def _open(held: RunHeld, plan: AuditPlan | None, owner: str) -> list[RunSummary]
                 started_at_ms=now_ms(),
                 rows_checked=0,
                 findings=0,
-                detail=None if plan is None else json.dumps({"plan": plan.as_document()}),
+                detail=json.dumps(_kept(held) | ({} if plan is None else {"plan": plan.as_document()})),
                 epoch=1,
                 owner=owner[:120],
                 lease_until_ms=_until(held.lease_s),
@@ -134,6 +152,29 @@ def _open(held: RunHeld, plan: AuditPlan | None, owner: str) -> list[RunSummary]
         if plan is not None:
             audit_chunks.insert(connection, run_id, reference, plan.chunks)
     return superseded
+
+
+def _kept(held: RunHeld) -> dict[str, Any]:
+    """What the row of a run says from its beginning to its end."""
+    return {"scope": held.scope.value, "standing": held.standing.as_document()}
+
+
+def last_standing(database: Database, reference: str) -> Standing:
+    """What audits of the reference have achieved: as the last one says that was carried to its end.
+
+    Raises DatabaseUnavailable.
+    """
+    columns = audit_run.c
+    complete = sa.and_(
+        _IS_AUDIT,
+        columns.reference == reference,
+        columns.state.in_([AuditState.OK.value, AuditState.FINDINGS.value]),
+    )
+    query = (
+        sa.select(columns.detail).where(complete).order_by(columns.started_at_ms.desc(), columns.finished_at_ms.desc())
+    )
+    row = next(iter(database.rows(query.limit(1))), None)
+    return Standing.of(json.loads(row.detail or "{}").get("standing") if row else None)
 
 
 def renew_run(held: RunHeld) -> None:
@@ -156,6 +197,8 @@ class OpenRun:
     plan: AuditPlan
     epoch: int
     abandoned: bool
+    scope: AuditScope
+    standing: Standing
 
 
 def open_runs(database: Database) -> list[OpenRun]:
@@ -174,6 +217,8 @@ def open_runs(database: Database) -> list[OpenRun]:
             AuditPlan.of(detail["plan"]),
             row.epoch,
             bool(row.abandoned),
+            AuditScope(detail["scope"]),
+            Standing.of(detail["standing"]),
         )
         for row in database.rows(query)
         if (detail := json.loads(row.detail or "{}")).get("plan")
@@ -197,7 +242,7 @@ def take_over(database: Database, run: OpenRun, *, owner: str, lease_s: float) -
     with database.mapped_errors(), database.autocommit.connect() as connection:
         if connection.execute(taken).rowcount != 1:
             return None
-    return RunHeld(database, run.run_id, run.reference, run.epoch + 1, lease_s)
+    return RunHeld(database, run.run_id, run.reference, run.epoch + 1, lease_s, run.scope, run.standing)
 
 
 def _mine(held: RunHeld) -> sa.ColumnElement[bool]:
@@ -221,11 +266,15 @@ def _until(lease_s: float) -> sa.ColumnElement[int]:
     return now_ms() + int(lease_s * 1000)
 
 
-def close_run(held: RunHeld, result: AuditResult) -> None:
-    """Write the end of the run and its findings, in one transaction. Raises RunLost, DatabaseUnavailable."""
+def close_run(held: RunHeld, result: AuditResult, looked_at: Notes | None = None) -> None:
+    """Write the end of the run and its findings, in one transaction.
+
+    Where everything was checked, the notes that were looked at are taken away by it, and the keys that are not in order
+    are noted for the next audit. Raises RunLost, DatabaseUnavailable.
+    """
     for attempt in _attempts():
         with attempt:
-            _close(held, result)
+            _close(held, result, looked_at)
 
 
 def _attempts() -> Iterable[stamina.Attempt]:
@@ -233,8 +282,10 @@ def _attempts() -> Iterable[stamina.Attempt]:
     return stamina.retry_context(on=(LockTimeout, DeadlockDetected), attempts=3, wait_initial=0.1)
 
 
-def _close(held: RunHeld, result: AuditResult) -> None:
+def _close(held: RunHeld, result: AuditResult, looked_at: Notes | None) -> None:
     database, run_id = held.database, held.run_id
+    if result.open_keys is None:
+        held = replace(held, standing=unlisted(held.standing))
     with database.mapped_errors(), database.engine.begin() as connection:
         found = list(result.findings)
         for start in range(0, len(found), _ROWS_PER_INSERT):
@@ -248,11 +299,16 @@ def _close(held: RunHeld, result: AuditResult) -> None:
                 finished_at_ms=now_ms(),
                 rows_checked=result.child_rows,
                 findings=result.orphan_rows,
-                detail=json.dumps(_detail(result)),
+                detail=json.dumps(_detail(result) | _kept(held)),
             )
         )
         if ended.rowcount != 1:
             raise _lost(held)
+        if result.state is not AuditState.INCOMPLETE:
+            if looked_at is not None:
+                looked_at.take_away(connection)
+            listed = {one.parent_key for one in result.findings} if result.open_keys is None else result.open_keys
+            add_notes(connection, result.reference, map(str, listed))
         audit_chunks.forget(connection, run_id, result.reference)
         _forget_old_runs(connection, result.reference)
 

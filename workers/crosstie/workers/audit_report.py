@@ -68,6 +68,7 @@ class AuditReport:
     def _result(self, result: AuditResult, sample: int | None) -> dict[str, Any]:
         return {
             "reference": result.reference,
+            "scope": result.scope.value,
             "state": result.state.value,
             "reason": result.reason,
             "keys_checked": result.keys_checked,

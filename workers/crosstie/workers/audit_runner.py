@@ -22,6 +22,7 @@ from crosstie.orm.integrity import (
     AuditPlan,
     AuditProgress,
     AuditResult,
+    AuditScope,
     ProgressListener,
     TouchedKeys,
     audit_chunk,
@@ -30,7 +31,8 @@ from crosstie.orm.integrity import (
 from crosstie.workers import audit_chunks, tick
 from crosstie.workers.audit_chunks import Claim
 from crosstie.workers.audit_listeners import tell_of_audit
-from crosstie.workers.audit_record import RunHeld, close_run, open_runs, renew_run, take_over
+from crosstie.workers.audit_notes import RunNotes, end_run, look_at_notes
+from crosstie.workers.audit_record import RunHeld, open_runs, renew_run, take_over
 from crosstie.workers.audit_references import known_reference
 from crosstie.workers.audit_report import AuditReport
 from crosstie.workers.audit_sagas import TouchedBySagas
@@ -163,7 +165,7 @@ def carry_out(
         result = conclude_audit(
             reference,
             plan,
-            audit_chunks.results(database, held.run_id, reference.name),
+            audit_chunks.results(database, held.run_id, reference.name, plan.after),
             suspects=suspects,
             grace_s=settings.grace_s,
             progress=progress,
@@ -192,7 +194,11 @@ def help_audits(database_name: str, *, owner: str) -> bool:
             if held is not None:
                 logger.warning("audit run %s of %s was abandoned and is taken over", run.run_id, run.reference)
                 result = carry_out(reference, run.plan, held, owner=owner, suspects=suspects)
-                close_run(held, result)
+                notes = None
+                if held.scope is not AuditScope.FULL:
+                    notes = RunNotes.of(reference)
+                    result = look_at_notes(reference, held, result, notes, suspects=suspects)
+                end_run(held, result, notes)
                 tell_of_audit(AuditReport(run.run_id, run.started_at, result.seconds, (result,), {}))
                 worked = True
             continue

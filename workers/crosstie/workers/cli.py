@@ -93,7 +93,10 @@ def init(
         ),
     ] = False,
     drop_triggers: Annotated[
-        bool, typer.Option("--drop-triggers", help="Drop every delete trigger that --triggers has created.")
+        bool,
+        typer.Option(
+            "--drop-triggers", help="Drop every trigger of crosstie's, those of `crosstie audit triggers` too."
+        ),
     ] = False,
     imports: Imports = None,
 ) -> None:

@@ -39,6 +39,13 @@ def deployment_jobs() -> list[Job]:
     if settings.schedule is not None:
         general = partial(_audit, None, frozenset(own)) if own else _audit
         jobs.append(Job("audit", Cron(settings.schedule, settings.timezone), general))
+    for scope, name, line in (
+        ("changes", "changes_schedule", settings.changes_schedule),
+        ("part", "parts_schedule", settings.parts_schedule),
+    ):
+        if line is not None:
+            cron = Cron(line, settings.timezone, f"audit.{name}")
+            jobs.append(Job(f"audit-{scope}", cron, partial(_audit, scope=scope)))
     return jobs
 
 
@@ -76,11 +83,12 @@ def _job_name(reference: str) -> str:
     return f"{name[: LONGEST_NAME - len(digest) - 1]} {digest}"
 
 
-def _audit(names: Sequence[str] | None = None, without: Collection[str] = ()) -> None:
-    from crosstie.workers.audit import run_scheduled_audit  # it brings numpy, which no other job needs
+def _audit(names: Sequence[str] | None = None, without: Collection[str] = (), scope: str = "full") -> None:
+    from crosstie.orm.integrity import AuditScope  # it brings numpy, which no other job needs
+    from crosstie.workers.audit import run_scheduled_audit
 
     if without:
         from crosstie.workers.audit_references import select_references
 
         names = [one.name for one in select_references() if one.name not in without]
-    run_scheduled_audit(names)
+    run_scheduled_audit(names, scope=AuditScope(scope))

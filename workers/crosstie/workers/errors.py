@@ -6,7 +6,16 @@ from typing import ClassVar
 
 from crosstie.orm.errors import ConfigurationError, CrosstieError
 
-__all__ = ["ChunkLost", "ImportFailed", "MetricsUnavailable", "NothingConfigured", "RunLost", "TickLost", "WorkerError"]
+__all__ = [
+    "ChangesNotNoted",
+    "ChunkLost",
+    "ImportFailed",
+    "MetricsUnavailable",
+    "NothingConfigured",
+    "RunLost",
+    "TickLost",
+    "WorkerError",
+]
 
 
 class WorkerError(CrosstieError):
@@ -33,6 +42,12 @@ class RunLost(WorkerError):
     """Another process has ended this run of an audit."""
 
     code = "worker.run-lost"
+
+
+class ChangesNotNoted(WorkerError):
+    """Nothing notes every change of this reference, so that an audit of its changes alone would miss some."""
+
+    code = "worker.changes-not-noted"
 
 
 class ImportFailed(ConfigurationError):

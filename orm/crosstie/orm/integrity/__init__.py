@@ -15,12 +15,15 @@ from crosstie.orm.integrity.findings import (
     AuditPhase,
     AuditProgress,
     AuditResult,
+    AuditScope,
     AuditState,
     Finding,
     Key,
     ProgressListener,
 )
 from crosstie.orm.integrity.judgement import FINDING_LIMIT
+from crosstie.orm.integrity.keys import audit_keys, tells_of_deletes
+from crosstie.orm.integrity.part import part_of_plan
 from crosstie.orm.integrity.plan import AuditPlan, ChunkResult, KeyRange, Strategy
 from crosstie.orm.integrity.planner import plan_audit
 from crosstie.orm.integrity.suspicion import NO_SAGAS, TouchedKeys
@@ -34,6 +37,7 @@ __all__ = [
     "AuditPlan",
     "AuditProgress",
     "AuditResult",
+    "AuditScope",
     "AuditState",
     "AuditedReference",
     "ChunkResult",
@@ -50,7 +54,10 @@ __all__ = [
     "UnknownReference",
     "UnreadablePlan",
     "audit_chunk",
+    "audit_keys",
     "audit_reference",
     "conclude_audit",
+    "part_of_plan",
     "plan_audit",
+    "tells_of_deletes",
 ]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Final, TypeVar
 
 from crosstie.orm.database import Database
 
-__all__ = ["batches", "values_per_statement"]
+__all__ = ["batches", "rounds", "values_per_statement"]
 
 T = TypeVar("T")
 
@@ -28,3 +29,10 @@ def batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     size = max(size, 1)
     for start in range(0, len(items), size):
         yield items[start : start + size]
+
+
+def rounds(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """As many items as there are, `size` at a time, without holding more of them."""
+    left = iter(items)
+    while some := list(islice(left, size)):
+        yield some

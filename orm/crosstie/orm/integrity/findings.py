@@ -8,7 +8,16 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-__all__ = ["AuditPhase", "AuditProgress", "AuditResult", "AuditState", "Finding", "Key", "ProgressListener"]
+__all__ = [
+    "AuditPhase",
+    "AuditProgress",
+    "AuditResult",
+    "AuditScope",
+    "AuditState",
+    "Finding",
+    "Key",
+    "ProgressListener",
+]
 
 Key = int | str | uuid.UUID
 """A key as Python compares it, however its database stores it."""
@@ -20,6 +29,17 @@ class AuditState(StrEnum):
     OK = "ok"
     FINDINGS = "findings"
     INCOMPLETE = "incomplete"
+
+
+class AuditScope(StrEnum):
+    """How much of a reference an audit looks at."""
+
+    FULL = "full"
+    """Every key."""
+    CHANGES = "changes"
+    """The keys that have changed, and those that were not in order before."""
+    PART = "part"
+    """The next part of the range of keys, and the same as `changes`."""
 
 
 class AuditPhase(StrEnum):
@@ -62,10 +82,11 @@ class Finding:
 class AuditResult:
     """The answer for one reference.
 
-    `keys_checked` counts distinct foreign keys, `child_rows` the rows that have one (NULL is none). `orphan_rows` may
-    exceed `len(findings)`, which holds the first of them. Rows in the hands of an unresolved saga are not judged:
-    `deferred_keys` and `deferred_rows` count them. `reason` says why the state is INCOMPLETE; what was found until
-    then is kept.
+    `keys_checked` counts distinct foreign keys, `child_rows` the rows that have one (NULL is none); rows of keys that
+    were looked at one by one are not counted. `orphan_rows` may exceed `len(findings)`, which holds the first of them.
+    Rows in the hands of an unresolved saga are not judged: `deferred_keys` and `deferred_rows` count them. `open_keys`
+    are the keys of both, orphaned and deferred; None where they are too many to be listed. `reason` says why the state
+    is INCOMPLETE; what was found until then is kept.
     """
 
     reference: str
@@ -80,3 +101,5 @@ class AuditResult:
     seconds: float = 0.0
     reason: str | None = None
     notes: tuple[str, ...] = field(default=())
+    scope: AuditScope = AuditScope.FULL
+    open_keys: tuple[Key, ...] | None = ()

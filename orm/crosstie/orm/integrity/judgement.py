@@ -20,14 +20,26 @@ _HELD_LIMIT: Final = 10_000
 
 @dataclass
 class Tally:
-    """What was found so far; `reported` are the orphaned keys that may be met again, because they have spellings."""
+    """What was found so far.
+
+    `reported` are the orphaned keys that may be met again, because they have spellings; `deferred` are the deferred
+    keys, but for those of which a chunk has told the number only.
+    """
 
     orphan_keys: int = 0
     orphan_rows: int = 0
     findings: list[Finding] = field(default_factory=list)
     deferred_keys: int = 0
     deferred_rows: int = 0
+    deferred: list[Key] = field(default_factory=list)
     reported: set[Key] = field(default_factory=set)
+
+    def open_keys(self) -> tuple[Key, ...] | None:
+        """The keys that are orphaned or deferred; None where some of them are not listed."""
+        orphaned = dict.fromkeys(one.parent_key for one in self.findings)
+        if len(orphaned) < self.orphan_keys or len(self.deferred) < self.deferred_keys:
+            return None
+        return tuple(orphaned | dict.fromkeys(self.deferred))
 
 
 @dataclass(kw_only=True)
@@ -86,6 +98,7 @@ class Judgement:
         verdict = self.confirmation.settle(held, self.confirmation.now())
         self.tally.deferred_keys += len(verdict.deferred)
         self.tally.deferred_rows += sum(one.rows for one in verdict.deferred)
+        self.tally.deferred += [one.key for one in verdict.deferred]
         for orphan in verdict.orphans:
             self._report(orphan)
 

@@ -62,7 +62,8 @@ class AuditPlan:
     """How one reference is to be audited: `chunks` tile its keys up to `last`, the greatest when it was planned.
 
     `keys` and `rows` are estimates, for progress; `reasons` say why this strategy, `notes` what a report should
-    mention. A reference without any child has no chunks.
+    mention. A reference without any child has no chunks. A plan of a part begins behind `after` and ends at its
+    `last`; `ends` tells whether no key comes behind that.
     """
 
     reference: str
@@ -75,6 +76,8 @@ class AuditPlan:
     rows: int
     reasons: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    after: Raw | None = None
+    ends: bool = True
 
     def as_document(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -82,6 +85,7 @@ class AuditPlan:
             **asdict(self),
             "strategy": self.strategy.value,
             "last": value_document(self.last),
+            "after": value_document(self.after),
             "chunks": [chunk.as_document() for chunk in self.chunks],
             "reasons": list(self.reasons),
             "notes": list(self.notes),
@@ -95,6 +99,7 @@ class AuditPlan:
                 **document,
                 "strategy": Strategy(document["strategy"]),
                 "last": value_of(document["last"]),
+                "after": value_of(document["after"]),
                 "chunks": tuple(KeyRange.of(chunk) for chunk in document["chunks"]),
                 "reasons": tuple(document["reasons"]),
                 "notes": tuple(document["notes"]),

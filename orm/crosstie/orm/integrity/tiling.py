@@ -27,12 +27,12 @@ class Tile:
     rows: int | None = None
 
 
-def require_tiling(tiles: Sequence[Tile], last: Any) -> None:
-    """Each tile must begin where the one before ended, the first at the beginning, the final one at `last`.
+def require_tiling(tiles: Sequence[Tile], last: Any, after: Any = None) -> None:
+    """Each tile must begin where the one before ended, the first behind `after`, the final one at `last`.
 
     Raises ScanIncomplete naming the gap.
     """
-    reached: Any = None
+    reached = after
     for tile in tiles:
         if tile.lo != reached:
             raise ScanIncomplete(f"a chunk begins after key {tile.lo!r}, but keys were read only up to {reached!r}")

@@ -53,7 +53,7 @@ def conclude_audit(
     try:
         tell(AuditPhase.RECONCILING)
         tiles = [Tile(one.covered.lo, one.covered.hi, one.keys, one.rows) for one in results]
-        require_tiling(tiles, plan.last)
+        require_tiling(tiles, plan.last, plan.after)
         if plan.last is not None:
             child, parent = columns_of(reference)
             judgement = Judgement(
@@ -87,6 +87,7 @@ def conclude_audit(
         findings=tuple(tally.findings),
         reason=reason,
         notes=tuple(notes),
+        open_keys=tally.open_keys(),
     )
 
 
@@ -113,7 +114,7 @@ def _require_order(child: ChildColumn, plan: AuditPlan, results: Sequence[ChunkR
     """
     pages = [pair for one in results for pair in pairwise((one.covered.lo, *one.page_ends))]
     with child.snapshot() as frozen:
-        total = frozen.count_rows(None, plan.last)
+        total = frozen.count_rows(plan.after, plan.last)
         held = sum(frozen.count_rows(lo, hi) for lo, hi in pages)
     if held != total:
         raise ScanIncomplete(

@@ -318,6 +318,16 @@ sa.Table(
     **_MYSQL,
 )
 
+sa.Table(
+    "crosstie_audit_key",
+    _METADATA,
+    sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
+    sa.Column("reference", sa.String(16), nullable=False),
+    sa.Column("key", _LONG),
+    sa.Index("crosstie_audit_key_reference", "reference", "id"),
+    **_MYSQL,
+)
+
 _quarantine: Final = sa.Table(
     "crosstie_quarantine",
     _METADATA,

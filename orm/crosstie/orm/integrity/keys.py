@@ -1,0 +1,118 @@
+"""An audit of keys that somebody names: those that have changed, whatever else the table holds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterable
+from typing import Final
+
+from crosstie.orm.errors import CrosstieError
+from crosstie.orm.integrity.batch import rounds
+from crosstie.orm.integrity.catalog import Equality
+from crosstie.orm.integrity.columns import columns_of
+from crosstie.orm.integrity.confirmation import Confirmation
+from crosstie.orm.integrity.endpoint import AuditedReference
+from crosstie.orm.integrity.errors import UnexpectedKey
+from crosstie.orm.integrity.findings import (
+    AuditPhase,
+    AuditProgress,
+    AuditResult,
+    AuditScope,
+    AuditState,
+    Key,
+    ProgressListener,
+)
+from crosstie.orm.integrity.judgement import FINDING_LIMIT, Judgement, Tally
+from crosstie.orm.integrity.storage import KeyKind, KeyStorage
+from crosstie.orm.integrity.suspicion import NO_SAGAS, TouchedKeys
+
+__all__ = ["audit_keys", "tells_of_deletes"]
+
+_KEYS_PER_ROUND: Final = 5_000
+
+
+def tells_of_deletes(reference: AuditedReference) -> bool:
+    """Whether the key of a deleted parent tells which keys of children referred to it.
+
+    Not where the parent's `=` matches texts that are spelt otherwise: nobody can name all their spellings. Raises
+    KeysNotComparable, NoSuchTable, DatabaseUnavailable.
+    """
+    _, parent = columns_of(reference)
+    return parent.storage.equality is Equality.IDENTICAL
+
+
+def audit_keys(
+    reference: AuditedReference,
+    texts: Iterable[str],
+    *,
+    without: Collection[Key] = (),
+    suspects: TouchedKeys = NO_SAGAS,
+    grace_s: float = 0.0,
+    progress: ProgressListener | None = None,
+    finding_limit: int = FINDING_LIMIT,
+    wait: Callable[[float], None] = time.sleep,
+    clock_s: Callable[[], float] = time.monotonic,
+) -> AuditResult:
+    """Look at these foreign keys of `reference` alone, and find those that a child row has and no parent.
+
+    A key is the text that a database makes of it. Each is looked at once, however often it is named: whatever made
+    anybody name it must be committed by now. Those in `without` are left out.
+    Rows are deferred and confirmed as in any audit. Whatever keeps it from looking at all of them makes the state
+    INCOMPLETE, with the reason.
+    """
+    start_s = clock_s()
+    tally, keys, reason = Tally(), 0, None
+
+    def tell(phase: AuditPhase) -> None:
+        if progress is not None:
+            progress(AuditProgress(reference.name, phase, keys, keys))
+
+    try:
+        child, parent = columns_of(reference)
+        judgement = Judgement(
+            confirmation=Confirmation(reference, child, parent, suspects),
+            tally=tally,
+            grace_s=grace_s,
+            finding_limit=finding_limit,
+            wait=wait,
+            tell=tell,
+            clock_s=clock_s,
+        )
+        judged: set[Key] = set(without)
+        for some in rounds(texts, _KEYS_PER_ROUND):
+            tell(AuditPhase.SCANNING)
+            named = {_key(child.storage, text) for text in some} - judged
+            keys += len(named)
+            since = judgement.confirmation.now()
+            candidates = parent.absent(list(named))
+            judged |= named
+            if candidates:
+                judgement.judge(candidates, since)
+        judgement.settle_held()
+    except CrosstieError as error:
+        reason = str(error)
+    state = AuditState.FINDINGS if tally.orphan_keys else AuditState.OK
+    return AuditResult(
+        reference=reference.name,
+        state=state if reason is None else AuditState.INCOMPLETE,
+        keys_checked=keys,
+        orphan_keys=tally.orphan_keys,
+        orphan_rows=tally.orphan_rows,
+        deferred_keys=tally.deferred_keys,
+        deferred_rows=tally.deferred_rows,
+        findings=tuple(tally.findings),
+        seconds=clock_s() - start_s,
+        reason=reason,
+        scope=AuditScope.CHANGES,
+        open_keys=tally.open_keys(),
+    )
+
+
+def _key(storage: KeyStorage, text: str) -> Key:
+    """The key of a text, which for integers is no raw value. Raises UnexpectedKey."""
+    if storage.kind is not KeyKind.INTEGER:
+        return storage.key(text)
+    try:
+        return storage.key(int(text))
+    except ValueError:
+        raise UnexpectedKey(f"expected integer keys, found {text!r}") from None

@@ -1,0 +1,82 @@
+"""Keys that an audit is to look at: noted in the transaction that changes them, read and taken away by audits.
+
+A note is read after it was committed, and taken away by its id once its key has been looked at. No mark says how far
+the notes were read: ids are handed out before their transactions commit, and what commits late would lie below it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final
+
+import sqlalchemy as sa
+
+from crosstie.orm.database import Database
+from crosstie.outbox.tables import audit_key
+
+__all__ = ["Notes", "add_notes", "reference_digest"]
+
+_IDS_PER_PAGE: Final = 50_000
+_IDS_PER_STATEMENT: Final = 900
+
+
+def reference_digest(reference: str) -> str:
+    """What notes call a reference by."""
+    return hashlib.sha256(reference.encode()).hexdigest()[:16]
+
+
+class Notes:
+    """The notes of one reference that one database held when this was made. Raises DatabaseUnavailable, NoSuchTable."""
+
+    def __init__(self, database: Database, reference: str) -> None:
+        self.database = database
+        self.whole_table = False
+        """Whether one of them tells that all rows of a table are gone."""
+        self._ids = array("q")
+        columns = audit_key.c
+        query = sa.select(columns.id, columns.key.is_(None)).where(columns.reference == reference_digest(reference))
+        last = -1
+        while True:
+            page = database.rows(query.where(columns.id > last).order_by(columns.id).limit(_IDS_PER_PAGE))
+            self._ids.extend(row[0] for row in page)
+            self.whole_table = self.whole_table or any(row[1] for row in page)
+            if len(page) < _IDS_PER_PAGE:
+                break
+            last = page[-1][0]
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def keys(self) -> Iterator[str]:
+        """Their keys, some of them several times. Raises DatabaseUnavailable."""
+        columns = audit_key.c
+        for ids in self._pages():
+            query = sa.select(columns.key).where(columns.id.in_(ids), columns.key.is_not(None))
+            yield from (row[0] for row in self.database.rows(query))
+
+    def take_away(self, connection: sa.Connection | None = None) -> None:
+        """Delete them: on this connection, whose caller commits, or bit by bit. Raises DatabaseUnavailable."""
+        if connection is not None:
+            self._delete(connection)
+            return
+        with self.database.mapped_errors(), self.database.autocommit.connect() as own:
+            self._delete(own)
+
+    def _delete(self, connection: sa.Connection) -> None:
+        # By id, one by one: a range would lock and wait for those that others are just writing.
+        for ids in self._pages():
+            connection.execute(sa.delete(audit_key).where(audit_key.c.id.in_(ids)))
+
+    def _pages(self) -> Iterator[Sequence[int]]:
+        for start in range(0, len(self._ids), _IDS_PER_STATEMENT):
+            yield self._ids[start : start + _IDS_PER_STATEMENT].tolist()
+
+
+def add_notes(connection: sa.Connection, reference: str, keys: Iterable[str]) -> None:
+    """Have these keys looked at by the next audit; the caller commits."""
+    digest = reference_digest(reference)
+    rows = [{"reference": digest, "key": key} for key in keys]
+    for start in range(0, len(rows), 1000):
+        connection.execute(sa.insert(audit_key), rows[start : start + 1000])
