@@ -177,6 +177,21 @@ def test_a_trigger_that_is_switched_off_notes_nothing(noted: Linked) -> None:
 
 
 @ONE
+def test_a_row_that_is_found_with_two_keys_is_one_finding(noted: Linked) -> None:
+    """It was read with one orphaned key, and has another by the time that this is looked at."""
+    noted.post([(20, 900), (21, 901)])
+    noted.child.execute("DELETE FROM posts WHERE id = 21")
+
+    def change(step: AuditProgress) -> None:
+        if step.phase is AuditPhase.RECONCILING:
+            noted.child.execute("UPDATE posts SET user_id = 901 WHERE id = 20")
+
+    found = run(noted, AuditScope.PART, progress=change)
+    assert (found.state, orphans(found)) == (AuditState.FINDINGS, {20: 901})
+    assert noted.child.rows("SELECT child_key, parent_key FROM crosstie_finding") == [("[20]", "901")]
+
+
+@ONE
 def test_an_audit_that_did_not_reach_its_end_takes_no_note_away(
     noted: Linked, configured: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:

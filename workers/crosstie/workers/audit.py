@@ -183,12 +183,12 @@ class _Run:
         try:
             return audit()
         except CrosstieError as error:
-            return AuditResult(reference.name, AuditState.INCOMPLETE, reason=str(error))
+            return AuditResult(reference.name, AuditState.INCOMPLETE, reason=str(error), scope=self.scope)
         except Exception as error:
             # A fault of ours in one audit must neither look like OK nor cost the others.
             logger.exception("the audit of %s failed", reference.name)
             reason = f"unexpected {type(error).__name__}: {error}"
-            return AuditResult(reference.name, AuditState.INCOMPLETE, reason=reason)
+            return AuditResult(reference.name, AuditState.INCOMPLETE, reason=reason, scope=self.scope)
 
     def _close(self, held: RunHeld, result: AuditResult, notes: RunNotes | None) -> AuditResult:
         try:

@@ -21,6 +21,7 @@ from crosstie.orm.connection import ConnectionManager
 from crosstie.orm.database import Database
 from crosstie.orm.errors import DeadlockDetected, LockTimeout, NoSuchTable
 from crosstie.orm.integrity import AuditPlan, AuditResult, AuditScope, AuditState, Finding
+from crosstie.orm.integrity.batch import rounds
 from crosstie.outbox.noting import Notes, add_notes
 from crosstie.outbox.tables import audit_chunk, audit_key, audit_run, finding
 from crosstie.workers import audit_chunks
@@ -287,10 +288,10 @@ def _close(held: RunHeld, result: AuditResult, looked_at: Notes | None) -> None:
     if result.open_keys is None:
         held = replace(held, standing=unlisted(held.standing))
     with database.mapped_errors(), database.engine.begin() as connection:
-        found = list(result.findings)
-        for start in range(0, len(found), _ROWS_PER_INSERT):
-            rows = [_row(run_id, result.reference, one) for one in found[start : start + _ROWS_PER_INSERT]]
-            connection.execute(sa.insert(finding), rows)
+        # A row that was given another key between two looks may have been found with both.
+        rows = {row["child_key"]: row for row in (_row(run_id, result.reference, one) for one in result.findings)}
+        for some in rounds(rows.values(), _ROWS_PER_INSERT):
+            connection.execute(sa.insert(finding), some)
         ended = connection.execute(
             sa.update(audit_run)
             .where(_mine(held))
