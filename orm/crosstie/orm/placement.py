@@ -54,6 +54,11 @@ class Placement(ABC):
     def reachable(self) -> list[Placed] | None:
         """The configured, writable connections that some choice leads to; None where nobody can know them."""
 
+    @property
+    def spelt(self) -> str:
+        """What stands for the connections in names: `tenant_{tenant}`, `{region}`."""
+        return str(self)
+
     def may_be(self, name: str) -> bool:
         """Whether some choice leads to the configured connection of this name."""
         return any(placed.connection == name for placed in self.reachable() or ())
@@ -140,6 +145,11 @@ class ShardMap(Placement):
 
     def __repr__(self) -> str:
         return f"ShardMap({self._shards!r}, by={self.by!r})"
+
+    @property
+    def spelt(self) -> str:
+        """What it is chosen by, in braces."""
+        return f"{{{self.by}}}"
 
     def __str__(self) -> str:
         if isinstance(self._shards, dict):

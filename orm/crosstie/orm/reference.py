@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from crosstie.orm.mapping import mapping_of
-from crosstie.orm.placement import connections_of
+from crosstie.orm.placement import Placement, connections_of
 from crosstie.orm.registry import registry
 
 if TYPE_CHECKING:
     from crosstie.orm.model import ActiveRecord
     from crosstie.orm.on_delete import OnDelete
 
-__all__ = ["Reference", "references"]
+__all__ = ["Reference", "ReferenceUnion", "reference_unions", "references"]
 
 
 @dataclass(frozen=True)
@@ -81,3 +81,51 @@ def references(models: Iterable[type[ActiveRecord]] | None = None, *, crossing_o
                     if first.audit is None and reference.audit is not None:
                         found[reference.name] = replace(first, audit=reference.audit)
     return list(found.values())
+
+
+@dataclass(frozen=True)
+class ReferenceUnion:
+    """References of one column to one model that is in several databases: a key has its parent in any of them."""
+
+    members: tuple[Reference, ...]
+
+    @property
+    def name(self) -> str:
+        """As that of its member, if it has one; else the parents' rule stands for their connections.
+
+        `default.notes.order_id -> tenant_{tenant}.orders.id`, or `{region}` for a map of shards.
+        """
+        first = self.members[0]
+        if len(self.members) == 1:
+            return first.name
+        rule = mapping_of(first.parent_model).place
+        where = rule.spelt if isinstance(rule, Placement) else rule
+        return f"{first.name.partition(' -> ')[0]} -> {where}.{first.parent_table.name}.{first.parent_column.name}"
+
+    @property
+    def is_crossing(self) -> bool:
+        """Whether one of the tables of parents is in another database than the child's."""
+        return any(one.is_crossing for one in self.members)
+
+    @property
+    def audit(self) -> str | None:
+        """The cron line by which it is audited, if it has one of its own."""
+        return next((one.audit for one in self.members if one.audit is not None), None)
+
+
+def reference_unions(
+    models: Iterable[type[ActiveRecord]] | None = None, *, crossing_only: bool = False
+) -> list[ReferenceUnion]:
+    """The references as they are to hold: those that a choice of the parent's database alone tells apart are one.
+
+    Where child and parent are chosen together (orders and their lines, of one tenant), each has the parent of its own
+    choice. Raises what `references` does.
+    """
+    found: dict[tuple[object, ...], list[Reference]] = {}
+    for one in references(models):
+        end = one.child_connection, one.child_table.name, one.child_column.name
+        place = mapping_of(one.parent_model).place
+        own = one.name if isinstance(place, str) else (one.parent_model, one.parent_column.name)
+        found.setdefault((*end, own), []).append(one)
+    unions = [ReferenceUnion(tuple(members)) for members in found.values()]
+    return [one for one in unions if one.is_crossing or not crossing_only]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
@@ -34,10 +35,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunNotes:
-    """The notes of both databases that could be seen when a run began; `parent` only where that is another one."""
+    """The notes that could be seen when a run began: of the child's database, and of the parents' others."""
 
     child: Notes
-    parent: Notes | None
+    parents: tuple[Notes, ...]
 
     @classmethod
     def of(cls, reference: AuditedReference) -> RunNotes:
@@ -45,21 +46,21 @@ class RunNotes:
 
         Raises NoSuchTable, DatabaseUnavailable.
         """
-        child, parent = reference.child.database, reference.parent.database
-        try:
-            at_parent = None if parent is child else Notes(parent, reference.name)
-        except NoSuchTable:
-            at_parent = None
-        return cls(Notes(child, reference.name), at_parent)
+        child, *others = reference.databases
+        parents = []
+        for database in others:
+            with suppress(NoSuchTable):
+                parents.append(Notes(database, reference.name))
+        return cls(Notes(child, reference.name), tuple(parents))
 
     @property
     def whole_table(self) -> bool:
         """Whether all rows of a table are gone, whatever their keys."""
-        return self.child.whole_table or (self.parent is not None and self.parent.whole_table)
+        return any(one.whole_table for one in (self.child, *self.parents))
 
     def keys(self) -> Iterator[str]:
         """What they note. Raises DatabaseUnavailable."""
-        return self.child.keys() if self.parent is None else chain(self.child.keys(), self.parent.keys())
+        return chain.from_iterable(one.keys() for one in (self.child, *self.parents))
 
 
 def look_at_notes(
@@ -98,12 +99,13 @@ def end_run(held: RunHeld, result: AuditResult, notes: RunNotes | None) -> None:
     """
     close_run(held, result, None if notes is None else notes.child)
     fault_point("notes.recorded")
-    if result.state is AuditState.INCOMPLETE or notes is None or notes.parent is None:
+    if result.state is AuditState.INCOMPLETE or notes is None:
         return
-    try:
-        notes.parent.take_away()
-    except CrosstieError as error:
-        logger.warning("notes for audits of %s stay and are looked at once more: %s", held.reference, error)
+    for one in notes.parents:
+        try:
+            one.take_away()
+        except CrosstieError as error:
+            logger.warning("notes for audits of %s stay and are looked at once more: %s", held.reference, error)
 
 
 def _known(scanned: AuditResult) -> Collection[Key]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import sqlalchemy as sa
 
@@ -10,7 +11,7 @@ from crosstie.orm.configuration import nearest
 from crosstie.orm.connection import ConnectionManager
 from crosstie.orm.errors import NoSuchTable
 from crosstie.orm.integrity import AuditedReference, Endpoint, UnknownReference
-from crosstie.orm.reference import Reference, references
+from crosstie.orm.reference import Reference, ReferenceUnion, reference_unions
 
 __all__ = ["known_reference", "reflected_reference", "select_references"]
 
@@ -24,7 +25,7 @@ def select_references(
     Raises UnknownReference, with the nearest name; for those of the settings, what `reflected_reference` raises.
     """
     if chosen is None:
-        found = {one.name: AuditedReference.declared(one) for one in references(crossing_only=not include_local)}
+        found = {one.name: AuditedReference.declared(one) for one in reference_unions(crossing_only=not include_local)}
         for text in ConnectionManager.settings().audit.references:
             written = reflected_reference(text)
             found.setdefault(written.name, written)
@@ -40,7 +41,7 @@ def select_references(
 
 def known_reference(name: str) -> AuditedReference | None:
     """The reference of this whole name, if a model or the settings have it. Raises as `reflected_reference` does."""
-    for one in references():
+    for one in reference_unions():
         if one.name == name:
             return AuditedReference.declared(one)
     texts = {_spelt(text): text for text in ConnectionManager.settings().audit.references}
@@ -50,7 +51,8 @@ def known_reference(name: str) -> AuditedReference | None:
 def reflected_reference(text: str) -> AuditedReference:
     """The reference of "legacy.orders.user_id -> main.users.id", whose tables are read from the databases.
 
-    An end is the name of a connection, a schema if need be, a table and a column. Raises UnknownReference for a text
+    An end is the name of a connection, a schema if need be, a table and a column; parents may be in several databases:
+    "{main_eu, main_us}.users.id". Raises UnknownReference for a text
     that is none, UnknownConnection, NoSuchTable, DatabaseUnavailable.
     """
     child, arrow, parent = text.partition("->")
@@ -58,7 +60,23 @@ def reflected_reference(text: str) -> AuditedReference:
         raise UnknownReference(
             f"expected a reference such as 'legacy.orders.user_id -> main.users.id', and found {text!r} without '->'."
         )
-    return AuditedReference.between(_reflected(child.strip(), text), _reflected(parent.strip(), text))
+    ends = [_reflected(end, text) for end in _spread(parent.strip(), text)]
+    made = AuditedReference.between(_reflected(child.strip(), text), ends[0])
+    return made if len(ends) == 1 else replace(made, name=_spelt(text), others=tuple(ends[1:]))
+
+
+def _spread(end: str, text: str) -> list[str]:
+    """An end for each database of "{main_eu, main_us}.users.id". Raises UnknownReference."""
+    if not end.startswith("{"):
+        return [end]
+    listed, closed, rest = end[1:].partition("}")
+    names = [name.strip() for name in listed.split(",")]
+    if not closed or not all(names) or len(set(names)) < len(names):
+        raise UnknownReference(
+            f"expected the names of connections in braces, such as '{{main_eu, main_us}}.users.id', and found {end!r} "
+            f"in {text!r}."
+        )
+    return [f"{name}{rest}" for name in names]
 
 
 def _spelt(text: str) -> str:
@@ -90,14 +108,14 @@ def _reflected(end: str, text: str) -> Endpoint:
     return Endpoint(connection_name, table, table.c[column_name])
 
 
-def _named(name: str) -> Reference | AuditedReference:
-    declared: dict[str, Reference | str] = {one.name: one for one in references()}
+def _named(name: str) -> AuditedReference:
+    declared: dict[str, ReferenceUnion | str] = {one.name: one for one in reference_unions()}
     for text in ConnectionManager.settings().audit.references:
         declared.setdefault(_spelt(text), text)
     matches = [name] if name in declared else [full for full in declared if _short_for(name, full)]
     if len(matches) == 1:
         found = declared[matches[0]]
-        return reflected_reference(found) if isinstance(found, str) else found
+        return reflected_reference(found) if isinstance(found, str) else AuditedReference.declared(found)
     if matches:
         raise UnknownReference(f"{name!r} may mean {' or '.join(map(repr, matches))}: write the whole name, quoted.")
     if not declared:

@@ -73,13 +73,13 @@ class ChunkWorker:
 
         Raises DatabaseUnavailable, and what `require_run` raises. A lost chunk is another's, and no error.
         """
-        readers = {one.database.name: one.database for one in (self.reference.child, self.reference.parent)}
+        readers = self.reference.databases
         lease_s = self.settings.lease_s
-        why = next((found for one in readers.values() if (found := press(one, self.settings))), None)
+        why = next((found for one in readers if (found := press(one, self.settings))), None)
         if why is not None:
             logger.info("the audit of %s pauses: %s", self.reference.name, why)
             return False
-        tokens = take_tokens(readers.values(), concurrency=self.settings.concurrency, owner=self.owner, lease_s=lease_s)
+        tokens = take_tokens(readers, concurrency=self.settings.concurrency, owner=self.owner, lease_s=lease_s)
         if tokens is None:
             return False
         try:

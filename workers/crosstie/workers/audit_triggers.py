@@ -94,8 +94,8 @@ def _why_not(reference: AuditedReference) -> str | None:
     return None
 
 
-def _ends(reference: AuditedReference) -> tuple[tuple[Side, Endpoint], ...]:
-    return ("child", reference.child), ("parent", reference.parent)
+def _ends(reference: AuditedReference) -> list[tuple[Side, Endpoint]]:
+    return [("child", reference.child), *(("parent", end) for end in reference.parents)]
 
 
 def _create(reference: AuditedReference, side: Side, end: Endpoint) -> Iterator[Trigger]:

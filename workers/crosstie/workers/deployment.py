@@ -9,7 +9,7 @@ from typing import Final
 
 from crosstie.orm.connection import ConnectionManager
 from crosstie.orm.declaration import relations_of
-from crosstie.orm.reference import references
+from crosstie.orm.reference import reference_unions
 from crosstie.orm.registry import registry
 from crosstie.orm.relation import BelongsTo
 from crosstie.workers.schedule import Cron, Job
@@ -53,9 +53,9 @@ def _own_lines(schedules: Mapping[str, str]) -> dict[str, tuple[str, str]]:
     """By reference: its cron line, and where that stands. A setting goes before what a model says."""
     own: dict[str, tuple[str, str]] = {}
     if _models_have_lines():
-        for one in references():
+        for one in reference_unions():
             if one.audit is not None:
-                own[one.name] = (one.audit, f"{one.child_model.__qualname__}: audit= of {one.name}")
+                own[one.name] = (one.audit, f"{one.members[0].child_model.__qualname__}: audit= of {one.name}")
     if schedules:
         from crosstie.workers.audit_references import select_references
 

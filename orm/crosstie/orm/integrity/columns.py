@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from crosstie.orm.integrity.catalog import column_facts
 from crosstie.orm.integrity.child import ChildColumn
 from crosstie.orm.integrity.endpoint import AuditedReference
 from crosstie.orm.integrity.errors import KeysNotComparable
 from crosstie.orm.integrity.parent import ParentColumn
 from crosstie.orm.integrity.preflight import storages
+from crosstie.orm.integrity.union import ParentUnion
 
 __all__ = ["columns_of"]
 
@@ -19,6 +22,14 @@ def columns_of(reference: AuditedReference) -> tuple[ChildColumn, ParentColumn]:
             f"expected a primary key in {reference.child.table.fullname!r}, to tell its rows apart, and found none "
             "declared. Declare one in the model."
         )
-    facts = column_facts(reference.child), column_facts(reference.parent)
-    child_storage, parent_storage = storages(reference, *facts)
-    return ChildColumn(reference.child, child_storage), ParentColumn(reference.parent, parent_storage)
+    facts = column_facts(reference.child)
+    both = [storages(replace(reference, parent=end), facts, column_facts(end)) for end in reference.parents]
+    kinds = {storage.kind for storage, _ in both}
+    if len(kinds) > 1:
+        raise KeysNotComparable(
+            f"{reference.name}: expected keys of one kind in all databases of the parents, and found "
+            f"{' and '.join(sorted(kinds))}. Give the columns one type."
+        )
+    child = ChildColumn(reference.child, both[0][0])
+    parents = [ParentColumn(end, storage) for end, (_, storage) in zip(reference.parents, both, strict=True)]
+    return child, parents[0] if len(parents) == 1 else ParentUnion(parents)

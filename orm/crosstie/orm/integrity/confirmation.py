@@ -71,10 +71,7 @@ class Confirmation:
 
     def now(self) -> Moment:
         """This moment, to be taken before the child is read: t1."""
-        return {
-            database.name: _clock(database)
-            for database in {one.database.name: one.database for one in (self.child, self.parent)}.values()
-        }
+        return {database.name: _clock(database) for database in self.reference.databases}
 
     def settle(self, candidates: Sequence[Key], since: Moment) -> Verdict:
         """Confirm candidates whose rows were read after `since`."""
@@ -101,12 +98,8 @@ class Confirmation:
 
     def _sagas(self, since: Moment) -> Suspicion:
         touched = {name: self.touched(name, since_ms=at_ms) for name, at_ms in since.items()}
-        return Suspicion.of(
-            self.reference,
-            self.parent.storage,
-            touched[self.child.database.name],
-            touched[self.parent.database.name],
-        )
+        parents = [row for end in self.reference.parents for row in touched[end.database.name]]
+        return Suspicion.of(self.reference, self.parent.storage, touched[self.child.database.name], parents)
 
 
 def judge(key: Key, rows: KeyRows, suspicion: Suspicion) -> tuple[Confirmed | None, Deferred | None]:

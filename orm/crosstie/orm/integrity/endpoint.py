@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from crosstie.orm.connection import ConnectionManager
 from crosstie.orm.database import Database
-from crosstie.orm.reference import Reference
+from crosstie.orm.reference import Reference, ReferenceUnion
 
 __all__ = ["AuditedReference", "Endpoint"]
 
@@ -38,20 +38,33 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class AuditedReference:
-    """A foreign key from `child` to `parent`, maybe in another database; `name` names it in reports and runs."""
+    """A foreign key from `child` to `parent`, maybe in another database; `name` names it in reports and runs.
+
+    With `others`, the same table in further databases, a key refers to a row of any of them.
+    """
 
     name: str
     child: Endpoint
     parent: Endpoint
+    others: tuple[Endpoint, ...] = ()
 
     @classmethod
-    def declared(cls, reference: Reference) -> AuditedReference:
-        """The reference of a `BelongsTo` relation, under its own name."""
-        return cls(
-            reference.name,
-            Endpoint(reference.child_connection, reference.child_table, reference.child_column),
-            Endpoint(reference.parent_connection, reference.parent_table, reference.parent_column),
-        )
+    def declared(cls, reference: Reference | ReferenceUnion) -> AuditedReference:
+        """The reference of a `BelongsTo` relation, under its own name; its parents may be in several databases."""
+        members = (reference,) if isinstance(reference, Reference) else reference.members
+        first, *others = (Endpoint(one.parent_connection, one.parent_table, one.parent_column) for one in members)
+        child = Endpoint(members[0].child_connection, members[0].child_table, members[0].child_column)
+        return cls(reference.name, child, first, tuple(others))
+
+    @property
+    def parents(self) -> tuple[Endpoint, ...]:
+        """Where a key may refer to."""
+        return (self.parent, *self.others)
+
+    @property
+    def databases(self) -> tuple[Database, ...]:
+        """Those of the child and of all parents, each once. Raises UnknownConnection."""
+        return tuple({end.database.name: end.database for end in (self.child, *self.parents)}.values())
 
     @classmethod
     def between(cls, child: Endpoint, parent: Endpoint) -> AuditedReference:

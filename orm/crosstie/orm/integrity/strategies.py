@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Final
 
 from crosstie.orm.integrity.bitmap import BitmapScan
@@ -13,6 +14,7 @@ from crosstie.orm.integrity.plan import Strategy
 from crosstie.orm.integrity.scan import Ends, KeyScan
 from crosstie.orm.integrity.skip import SkipScan
 from crosstie.orm.integrity.storage import KeyKind
+from crosstie.orm.integrity.union import ParentUnion, UnionScan
 from crosstie.orm.integrity.words import WordScan
 
 __all__ = ["choose_scan"]
@@ -38,6 +40,9 @@ def choose_scan(ends: Ends, strategy: Strategy) -> KeyScan:
 
     Raises KeysNotComparable where the strategy is not for such keys: a column's type has changed since the plan.
     """
+    if isinstance(ends.parent, ParentUnion):
+        first, *others = ends.parent.parents
+        return UnionScan(choose_scan(replace(ends, parent=first), strategy), others)
     kind = ends.parent.storage.kind
     scans = _SCANS[kind]
     if strategy not in scans:

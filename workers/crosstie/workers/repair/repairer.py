@@ -89,6 +89,11 @@ def repair_reference(
         progress=progress,
         finding_limit=cap.rows,
     )
+    if policy is not Policy.REPORT and reference.others:
+        raise RepairRefused(
+            f"{reference.name}: nothing is repaired: its parents are in {len(reference.parents)} databases, and a "
+            "repair keeps one of them from getting the missing parent meanwhile. Expected the policy report."
+        )
     if policy is Policy.REPORT:
         return RepairReport(None, policy, found, _planned(found))
     ends = None if found.state is AuditState.INCOMPLETE else columns_of(reference)
