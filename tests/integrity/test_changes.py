@@ -277,7 +277,7 @@ def test_what_triggers_cannot_tell_is_refused(configured: Pair, keys: str) -> No
             )
         else:
             parent.execute("CREATE TABLE users (id BIGINT PRIMARY KEY) PARTITION BY RANGE (id)")
-            parent.execute("CREATE TABLE some PARTITION OF users FOR VALUES FROM (0) TO (1000)")
+            parent.execute("CREATE TABLE few_users PARTITION OF users FOR VALUES FROM (0) TO (1000)")
         expected = "cascades" if parent.kind == "mariadb" else "partitions"
     with pytest.raises(ChangesNotNoted, match=expected):
         create_noting(world.reference)

@@ -85,6 +85,7 @@ def test_json_is_one_document(audit: Command, blog: Blog) -> None:
     (reference,) = document["references"]
     assert reference | {"seconds": 0} == {
         "reference": USERS,
+        "scope": "full",
         "state": "findings",
         "reason": None,
         "keys_checked": 3,

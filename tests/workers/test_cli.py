@@ -54,7 +54,7 @@ def test_init_creates_the_tables_once_and_says_so(cli: Callable, database: TestD
     status, out, err = cli("init", configuration={"default": database.config})
     assert status == 0, err
     assert "default (" in out
-    assert "created crosstie_audit_chunk, crosstie_audit_run" in out
+    assert "created crosstie_audit_chunk, crosstie_audit_key, crosstie_audit_run" in out
     assert database.scalar("SELECT count(*) FROM crosstie_saga") == 0
     status, out, _ = cli("init")
     assert (status, "all tables exist" in out) == (0, True)
