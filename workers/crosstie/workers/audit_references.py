@@ -60,9 +60,10 @@ def reflected_reference(text: str) -> AuditedReference:
         raise UnknownReference(
             f"expected a reference such as 'legacy.orders.user_id -> main.users.id', and found {text!r} without '->'."
         )
-    ends = [_reflected(end, text) for end in _spread(parent.strip(), text)]
-    made = AuditedReference.between(_reflected(child.strip(), text), ends[0])
-    return made if len(ends) == 1 else replace(made, name=_spelt(text), others=tuple(ends[1:]))
+    of_child = _reflected(child.strip(), text)
+    first, *others = (_reflected(end, text) for end in _spread(parent.strip(), text))
+    made = AuditedReference.between(of_child, first)
+    return replace(made, name=_spelt(text), others=tuple(others)) if others else made
 
 
 def _spread(end: str, text: str) -> list[str]:
