@@ -142,7 +142,8 @@ def test_a_child_is_as_if_started_anew(spawn: Spawner) -> None:
         assert threading.active_count() == 1 and os.getpgid(0) == os.getpid()
         assert os.fstat(0).st_rdev == os.makedev(1, 3)  # /dev/null
         assert sys.argv == ["-c", "one", "two"] and sys.path[0] == "" and __name__ == "__main__"
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        # A run of tests in the background of a shell ignores it, and so do its children.
+        assert signal.getsignal(signal.SIGINT) in (signal.default_int_handler, signal.SIG_IGN)
         assert sorted(int(fd) for fd in os.listdir("/proc/self/fd"))[:3] == [0, 1, 2]
         assert len(os.listdir("/proc/self/fd")) == 4, os.listdir("/proc/self/fd")  # and the one that lists them
         print(os.getcwd(), os.environ["MARK"], os.environ.get("CROSSTIE_FAULTS"), random.random())
