@@ -98,7 +98,7 @@ def test_a_group_left_behind_by_its_leader_dies_with_the_test(spawn: Spawner) ->
     child = spawn.code(FAMILY)
     grandchild = int(child.wait_for_line("grandchild").split()[1])
     child.signal(signal.SIGKILL)
-    child.wait_killed()
+    eventually(lambda: not lives(child.pid), describe="the leader's death")
     assert lives(grandchild)
     child.close()
     eventually(lambda: not lives(grandchild), describe="the grandchild's death")
