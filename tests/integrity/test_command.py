@@ -79,8 +79,8 @@ def test_json_is_one_document(audit: Command, blog: Blog) -> None:
     status, out, err = audit("--json", "--sample", "1")
     document = json.loads(out)
     assert (status, err) == (1, "")
-    promised = {"version", "run_id", "state", "exit_status", "started_at", "seconds", "references", "copies"}
-    assert (set(document), document["copies"]) == (promised, [])
+    promised = {"version", "run_id", "state", "exit_status", "started_at", "seconds", "references", "copies", "unique"}
+    assert (set(document), document["copies"], document["unique"]) == (promised, [], [])
     assert (document["version"], document["state"], document["exit_status"]) == (1, "findings", 1)
     (reference,) = document["references"]
     assert reference | {"seconds": 0} == {

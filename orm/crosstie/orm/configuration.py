@@ -224,7 +224,8 @@ class AuditSettings(_Section):
     """Audits: when, how much at a time, and what they may cost the databases.
 
     `schedule` is a five-field cron line in `timezone`, or None; `schedules` have lines for single references by name.
-    `references` are audited without models: "legacy.orders.user_id -> main.users.id". A chunk of a run aims at
+    `references` are audited without models: "legacy.orders.user_id -> main.users.id". Values of the columns `unique`
+    are to be in one database only: "shop_*.users.email", "{shop_eu, shop_us}.users.email". A chunk of a run aims at
     `chunk_s` and is held under a lease of `lease_s`; at most `concurrency` chunks read one database at once, and none
     begins while it has more than `max_running` running statements or a replica of it lags more than `max_lag_s` (None:
     no limit). By `changes_schedule` only what has changed is looked at, and everything once that is `full_every_s` ago
@@ -239,6 +240,7 @@ class AuditSettings(_Section):
     parts_schedule: str | None = None
     parts: Annotated[int, Field(ge=1, le=100_000)] = 30
     references: list[str] = Field(default_factory=list)
+    unique: list[str] = Field(default_factory=list)
     timezone: str = "UTC"
     chunk_size: Annotated[int, Field(ge=1, le=1_000_000)] = 50_000
     grace_s: Annotated[float, Field(ge=0)] = 0.0

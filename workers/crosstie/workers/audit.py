@@ -33,6 +33,7 @@ from crosstie.workers.audit_report import AuditReport
 from crosstie.workers.audit_runner import carry_out
 from crosstie.workers.audit_sagas import TouchedBySagas
 from crosstie.workers.audit_standing import NOTHING
+from crosstie.workers.audit_unique import audit_unique
 from crosstie.workers.process import process_owner
 
 __all__ = ["AuditReport", "on_audit", "run_audit", "run_scheduled_audit", "select_references"]
@@ -51,13 +52,15 @@ def run_audit(
     progress: ProgressListener | None = None,
     scope: AuditScope = AuditScope.FULL,
     parts: int | None = None,
+    unique: Iterable[str] | None = None,
 ) -> AuditReport:
     """Audit references, given or named, and the denormalised columns that follow them, one after the other.
 
     Without any, every declared reference that crosses databases, and every denormalised column.
     `include_local` adds those within one database; `chunk_size` (distinct keys), `parts` and the grace default to the
+    settings. `unique` are columns whose values are to be in one database only; where nothing is given, those of the
     settings. With another `scope` than FULL only what has changed is looked at, or the next of so many `parts` besides,
-    and no copies.
+    and neither copies nor the settings' unique columns.
     Each run is recorded in its child's database, where that has crosstie's tables. A reference that cannot be audited
     is INCOMPLETE in the report and keeps no other from being audited. Raises UnknownReference, and what resolving the
     declared relations raises.
@@ -69,7 +72,10 @@ def run_audit(
     results = tuple(run.audit(reference) for reference in wanted)
     compared = None if chosen is None else {one.name for one in wanted}
     copies = audit_copies(compared) if scope is AuditScope.FULL else ()
-    report = AuditReport(run.run_id, started_at, time.monotonic() - start, results, run.unrecorded, copies)
+    columns = unique if unique is not None else settings.unique if chosen is None and scope is AuditScope.FULL else ()
+    duplicates = audit_unique(columns, page_size=run.chunk_size, suspects=run.touched, progress=progress)
+    seconds = time.monotonic() - start
+    report = AuditReport(run.run_id, started_at, seconds, results, run.unrecorded, copies, duplicates)
     tell_of_audit(report)
     return report
 
@@ -77,7 +83,7 @@ def run_audit(
 def run_scheduled_audit(names: Sequence[str] | None = None, *, scope: AuditScope = AuditScope.FULL) -> AuditReport:
     """The audit that a schedule asks for, of these references or of all: what it finds is recorded and logged."""
     report = run_audit(names, scope=scope)
-    if not report.results and not report.copies:
+    if not (report.results or report.copies or report.unique):
         logger.warning("the scheduled audit checked nothing: no imported model declares a reference across databases")
     for result in report.results:
         if result.state is AuditState.OK:
@@ -95,6 +101,13 @@ def run_scheduled_audit(names: Sequence[str] | None = None, *, scope: AuditScope
             logger.warning("audit of the copies by %s: %d rows differ", copies.name, copies.found.differing)
         else:
             logger.info("audit of the copies by %s: ok, %d rows", copies.name, copies.found.rows)
+    for column in report.unique:
+        if column.state is AuditState.INCOMPLETE:
+            logger.error("audit of the values of %s is incomplete: %s", column.name, column.reason)
+        elif column.duplicates:
+            logger.warning("audit of the values of %s: %d in two databases", column.name, column.duplicates)
+        else:
+            logger.info("audit of the values of %s: ok, %d values", column.name, column.keys_checked)
     return report
 
 
@@ -109,7 +122,7 @@ class _Run:
         self.parts = parts
         self.unrecorded: dict[str, str] = {}
         self.settings = ConnectionManager.settings().audit
-        self._touched = TouchedBySagas()
+        self.touched = TouchedBySagas()
 
     def audit(self, reference: AuditedReference) -> AuditResult:
         """Audit one reference between the beginning and the end of its row."""
@@ -151,10 +164,10 @@ class _Run:
         found = None
         if intent.plan is not None:
             found = carry_out(
-                reference, intent.plan, held, owner=_owner(), suspects=self._touched, progress=self.progress
+                reference, intent.plan, held, owner=_owner(), suspects=self.touched, progress=self.progress
             )
         if found is None or intent.scope is not AuditScope.FULL:
-            found = look_at_notes(reference, held, found, intent.notes, suspects=self._touched, progress=self.progress)
+            found = look_at_notes(reference, held, found, intent.notes, suspects=self.touched, progress=self.progress)
         if self.progress is not None:
             self.progress(AuditProgress(reference.name, AuditPhase.DONE, found.keys_checked, found.keys_checked))
         return found
@@ -173,7 +186,7 @@ class _Run:
             lambda: audit_reference(
                 reference,
                 chunk_size=self.chunk_size,
-                suspects=self._touched,
+                suspects=self.touched,
                 grace_s=self.settings.grace_s,
                 progress=self.progress,
             ),

@@ -47,6 +47,7 @@ from crosstie.workers.command_options import Imports
 from crosstie.workers.copies_command import REPAIR, copies_table
 from crosstie.workers.discovery_presentation import show_discovery
 from crosstie.workers.preparation import prepare
+from crosstie.workers.unique_presentation import show_unique
 
 __all__ = ["audit", "next_step", "show_report"]
 
@@ -99,6 +100,16 @@ def audit(  # noqa: PLR0917 - typer names the options after them
             show_default=False,
         ),
     ] = None,
+    unique: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--unique",
+            metavar="COLUMN",
+            help='A column whose values may be in one database only, "shop_*.users.email" or '
+            '"{shop_eu, shop_us}.users.email"; may be repeated.',
+            show_default=False,
+        ),
+    ] = None,
     discovering: Annotated[
         bool, typer.Option("--discover", help="Audit nothing; suggest references that nobody has declared.")
     ] = False,
@@ -128,12 +139,13 @@ def audit(  # noqa: PLR0917 - typer names the options after them
             _explain(planned_audits(chosen or None, include_local=everything, chunk_size=chunk_size), as_json)
         with _progress_bars(shown=not as_json) as progress:
             report = run_audit(
-                chosen or None,
+                chosen if chosen or unique else None,
                 include_local=everything,
                 chunk_size=chunk_size,
                 progress=progress,
                 scope=scope,
                 parts=parts,
+                unique=unique,
             )
     except CrosstieError as error:
         presentation.show_error(str(error))
@@ -236,6 +248,7 @@ def show_report(report: AuditReport, *, sample: int) -> None:
     for copies in report.copies:
         if copies.reason is not None:
             console.print(Text(f"copies by {copies.name} were not compared: {copies.reason}"), soft_wrap=True)
+    show_unique(report.unique, sample)
     console.print()
     console.print(Text(next_step(report)), soft_wrap=True)
 
@@ -296,13 +309,17 @@ def _samples(findings: Sequence[Finding]) -> Table:
 
 def next_step(report: AuditReport) -> str:
     """One line: what to do now."""
-    if not report.results and not report.copies:
+    if not (report.results or report.copies or report.unique):
         return (
             "Nothing was checked: no imported model declares a reference between two databases. Next: name the modules "
             "of your models in the setting `imports`, or with --import."
         )
     incomplete = [one.reference for one in report.results if one.state is AuditState.INCOMPLETE]
     incomplete += [one.name for one in report.copies if one.state is AuditState.INCOMPLETE]
+    unread = [one.name for one in report.unique if one.state is AuditState.INCOMPLETE]
+    if unread and not incomplete:
+        names = " ".join(f'--unique "{name}"' for name in unread)
+        return f"Next: remove the cause named above, then run: crosstie audit {names}"
     if incomplete:
         names = " ".join(f'"{name}"' for name in dict.fromkeys(incomplete))
         also = "; the orphans above stand as they are" if any(one.orphan_rows for one in report.results) else ""
@@ -313,8 +330,10 @@ def next_step(report: AuditReport) -> str:
         return (
             f"Next: look at the orphans{where}, then restore their parents, or repair: crosstie audit repair REFERENCE."
         )
-    if report.state is AuditState.FINDINGS:
+    if any(one.state is AuditState.FINDINGS for one in report.copies):
         return f"Next: {REPAIR}"
+    if any(one.duplicates for one in report.unique):
+        return "Next: decide which row keeps each of these values, and change the others."
     if any(one.deferred_keys for one in report.results):
         return (
             "No orphan was found. Next: run a worker (or crosstie sweep --once) to resolve the sagas, and audit again."

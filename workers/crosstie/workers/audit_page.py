@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from crosstie.orm.integrity import AuditResult, AuditState, Finding
+from crosstie.orm.integrity.uniqueness import UniquenessResult
 from crosstie.workers.audit_charts import Point, columns, proportion
 from crosstie.workers.audit_copies import AuditedCopies
 from crosstie.workers.audit_report import AuditReport
@@ -42,6 +43,7 @@ def audit_page(report: AuditReport, history: Mapping[str, Sequence[Point]], *, s
     for result in report.results:
         _details(body, result, sample)
     _copies(body, report.copies)
+    _unique(body, report.unique)
     return "<!DOCTYPE html>\n" + ET.tostring(html, encoding="unicode", method="html")
 
 
@@ -159,6 +161,24 @@ def _samples(rows: ET.Element, findings: Sequence[Finding]) -> None:
         _add(row, "td", str(one.parent_key))
         _add(_add(row, "td"), "code", "" if one.query in told else one.query)
         told.add(one.query)
+
+
+def _unique(body: ET.Element, columns: Sequence[UniquenessResult]) -> None:
+    if not columns:
+        return
+    section = _add(body, "section")
+    _add(section, "h2", "Values in one database only")
+    table = _add(_add(section, "div", class_="scroll"), "table")
+    heads = _add(_add(table, "thead"), "tr")
+    for head in ("column", "state", "what was found"):
+        _add(heads, "th", head)
+    rows = _add(table, "tbody")
+    for one in columns:
+        row = _add(rows, "tr")
+        _add(row, "td", one.name, class_="name")
+        _state(_add(row, "td"), one.state)
+        found = f"{one.duplicates:,} of {one.keys_checked:,} values are in two databases"
+        _add(row, "td", one.reason or found)
 
 
 def _copies(body: ET.Element, copies: Sequence[AuditedCopies]) -> None:

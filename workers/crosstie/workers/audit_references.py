@@ -13,7 +13,7 @@ from crosstie.orm.errors import NoSuchTable
 from crosstie.orm.integrity import AuditedReference, Endpoint, UnknownReference
 from crosstie.orm.reference import Reference, ReferenceUnion, reference_unions
 
-__all__ = ["known_reference", "reflected_reference", "select_references"]
+__all__ = ["known_reference", "reflected_end", "reflected_reference", "select_references", "spread"]
 
 
 def select_references(
@@ -60,13 +60,13 @@ def reflected_reference(text: str) -> AuditedReference:
         raise UnknownReference(
             f"expected a reference such as 'legacy.orders.user_id -> main.users.id', and found {text!r} without '->'."
         )
-    of_child = _reflected(child.strip(), text)
-    first, *others = (_reflected(end, text) for end in _spread(parent.strip(), text))
+    of_child = reflected_end(child.strip(), text)
+    first, *others = (reflected_end(end, text) for end in spread(parent.strip(), text))
     made = AuditedReference.between(of_child, first)
     return replace(made, name=_spelt(text), others=tuple(others)) if others else made
 
 
-def _spread(end: str, text: str) -> list[str]:
+def spread(end: str, text: str) -> list[str]:
     """An end for each database of "{main_eu, main_us}.users.id". Raises UnknownReference."""
     if not end.startswith("{"):
         return [end]
@@ -85,7 +85,11 @@ def _spelt(text: str) -> str:
     return f"{child.strip()} -> {parent.strip()}"
 
 
-def _reflected(end: str, text: str) -> Endpoint:
+def reflected_end(end: str, text: str) -> Endpoint:
+    """The column of "legacy.orders.user_id", or of one with a schema; `text` is for errors.
+
+    Raises UnknownReference, UnknownConnection, NoSuchTable, DatabaseUnavailable.
+    """
     parts = end.split(".")
     if len(parts) not in {3, 4} or not all(parts):
         raise UnknownReference(

@@ -9,7 +9,9 @@ from datetime import datetime
 from typing import Any, Final
 
 from crosstie.orm.integrity import AuditResult, AuditState
+from crosstie.orm.integrity.uniqueness import UniquenessResult
 from crosstie.workers.audit_copies import AuditedCopies
+from crosstie.workers.audit_unique import unique_document
 
 __all__ = ["EXIT_STATUS", "AuditReport"]
 
@@ -34,11 +36,13 @@ class AuditReport:
     results: tuple[AuditResult, ...]
     unrecorded: Mapping[str, str]
     copies: tuple[AuditedCopies, ...] = ()
+    unique: tuple[UniquenessResult, ...] = ()
 
     @property
     def state(self) -> AuditState:
         """The worst of all; a run over nothing at all has checked nothing and is INCOMPLETE."""
-        states = {result.state for result in self.results} | {one.state for one in self.copies}
+        states = {result.state for result in self.results}
+        states |= {one.state for one in self.copies} | {one.state for one in self.unique}
         if not states or AuditState.INCOMPLETE in states:
             return AuditState.INCOMPLETE
         return AuditState.FINDINGS if AuditState.FINDINGS in states else AuditState.OK
@@ -59,6 +63,7 @@ class AuditReport:
             "seconds": round(self.seconds, 3),
             "references": [self._result(result, sample) for result in self.results],
             "copies": [one.as_document(sample) for one in self.copies],
+            "unique": [unique_document(one, sample) for one in self.unique],
         }
 
     def to_json(self, *, sample: int | None = None) -> str:

@@ -14,6 +14,7 @@ __all__ = [
     "NothingConfigured",
     "RunLost",
     "TickLost",
+    "UnknownColumn",
     "WorkerError",
 ]
 
@@ -29,6 +30,12 @@ class TickLost(WorkerError):
 
     code = "worker.tick-lost"
     retryable = True
+
+
+class UnknownColumn(WorkerError):
+    """A text does not name a column in several databases."""
+
+    code = "worker.unknown-column"
 
 
 class ChunkLost(WorkerError):
