@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from typing import Any
 
 import pytest
@@ -177,6 +177,30 @@ def test_a_statement_that_somebody_deallocated_is_prepared_again(notes: TestData
         tx.connection.exec_driver_sql("INSERT INTO notes VALUES (7, '')")
         tx.conclude_with(note(8))
     assert ids(notes) == [1, 2, 3, 4, 7, 8]
+
+
+@POSTGRESQL
+@pytest.mark.parametrize("ending", ["ROLLBACK", "ROLLBACK TO SAVEPOINT", "DROP"])
+def test_what_the_driver_deallocates_is_prepared_again(notes: TestDatabase, ending: str) -> None:
+    """After a rollback or a DROP it has nothing prepared any more, and no transaction fails for that."""
+    for number in range(1, 9):  # so often that the driver prepares, too
+        with transaction("default") as tx:
+            write(tx, number)
+            tx.conclude_with(note(number + 100))
+    with suppress(ZeroDivisionError), transaction("default") as tx:
+        write(tx, 9)
+        if ending == "DROP":
+            tx.connection.exec_driver_sql("CREATE TABLE brief (id INT)")
+            tx.connection.exec_driver_sql("DROP TABLE brief")
+        elif ending == "ROLLBACK TO SAVEPOINT":
+            with suppress(ZeroDivisionError), tx.connection.begin_nested():
+                raise ZeroDivisionError
+        else:
+            raise ZeroDivisionError
+    with transaction("default") as tx:
+        write(tx, 10)
+        tx.conclude_with(note(110))
+    assert ids(notes)[-2:] == [108, 110]
 
 
 @SERVERS

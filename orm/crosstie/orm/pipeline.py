@@ -37,7 +37,7 @@ def run_and_commit(connection: sa.Connection, statement: Prepared, values: Mappi
     transformer = Transformer(raw)
     arguments = transformer.dump_sequence(parameters, [PyFormat.TEXT] * len(parameters))
     text = sql.encode(raw.info.encoding)
-    known: dict[bytes, bytes] = connection.info.setdefault(_KNOWN, {})
+    known = _prepared_on(connection)
     name = known.get(text) or b"crosstie_%d" % next(_numbers)
     with raw.lock:
         pgconn: pq.abc.PGconn = raw.pgconn
@@ -68,6 +68,27 @@ def run_and_commit(connection: sa.Connection, statement: Prepared, values: Mappi
     transformer.set_pgresult(answer)
     rows = transformer.load_rows(0, answer.ntuples, tuple)
     return Answer(rows, (), answer.command_tuples or 0, None), (commit.command_status or b"").decode()
+
+
+def _prepared_on(connection: sa.Connection) -> dict[bytes, bytes]:
+    """Names of what is prepared on the connection, by text, until psycopg deallocates all: it does after a ROLLBACK."""
+    known: dict[bytes, bytes] | None = connection.info.get(_KNOWN)
+    if known is not None:
+        return known
+    ours: dict[bytes, bytes] = {}
+    connection.info[_KNOWN] = ours
+    raw: Any = connection.connection.dbapi_connection
+    theirs = raw._prepared  # it tells nobody else
+    clear = theirs.clear
+
+    def forget() -> bool:
+        deallocates = bool(clear())
+        if deallocates:
+            ours.clear()
+        return deallocates
+
+    theirs.clear = forget
+    return ours
 
 
 def _results(pgconn: pq.abc.PGconn) -> Generator[Wait, Ready, list[pq.abc.PGresult]]:
