@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from crosstie.orm.integrity import AuditState, Strategy
-from crosstie.orm.integrity.integers import IntegerReads
+from crosstie.orm.integrity.integers import IntegerParents
 from integrity.tables import Linked
 
 KEYS = 200_000
@@ -39,15 +39,15 @@ def test_few_children_among_many_parents_are_looked_up(world: Linked, monkeypatc
     """Children far apart in a dense parent: the scan asks for their keys and does not read every parent between."""
     world.parent.execute(SERIES.format(table="users", columns="n", condition="n % 1000 <> 500"))
     world.post([(n, n * 500) for n in range(1, 400)])
-    read = IntegerReads.parent_page
+    read = IntegerParents.page
     pages: list[int] = []
 
-    def counted(self: IntegerReads, *args: int) -> Any:
+    def counted(self: IntegerParents, *args: int) -> Any:
         page = read(self, *args)
         pages.append(len(page[0]))
         return page
 
-    monkeypatch.setattr(IntegerReads, "parent_page", counted)
+    monkeypatch.setattr(IntegerParents, "page", counted)
     result = world.audit(chunk_size=500, strategy=Strategy.PACKED)
     assert (result.keys_checked, result.orphan_keys) == (399, 200)
     assert pages == [1_000]

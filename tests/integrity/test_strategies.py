@@ -6,6 +6,7 @@ import threading
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -122,12 +123,12 @@ def test_rows_that_a_read_by_primary_key_has_lost_make_it_incomplete(
     world.post([(n, n) for n in range(50)])
     monkeypatch.setattr(bitmap, "_PAGE", 20)
     assert world.audit(strategy=Strategy.BITMAP).keys_checked == 50
-    read = bitmap._rows_after
+    read = bitmap._Rows._read
 
-    def losing(child: Any, after: int | None, upto: int, *between: int) -> Any:
-        return read(child, after, upto if after is None else 0, *between)
+    def losing(self: bitmap._Rows, after: int | None) -> Any:
+        return read(self, after) if after is None else (None, np.zeros(0, dtype=np.uint64))
 
-    monkeypatch.setattr(bitmap, "_rows_after", losing)
+    monkeypatch.setattr(bitmap._Rows, "_read", losing)
     result = world.audit(strategy=Strategy.BITMAP)
     assert result.state is AuditState.INCOMPLETE
     assert "30 rows with id above 19 were not read" in (result.reason or "")

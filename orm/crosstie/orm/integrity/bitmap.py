@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
 import pyroaring
 import sqlalchemy as sa
 
-from crosstie.orm.integrity.bulk import bulk_row
+from crosstie.orm.integrity.bulk import BulkQuery
 from crosstie.orm.integrity.child import ChildColumn
 from crosstie.orm.integrity.endpoint import Endpoint
 from crosstie.orm.integrity.errors import ScanIncomplete
 from crosstie.orm.integrity.findings import Key
-from crosstie.orm.integrity.integers import IntegerReads
-from crosstie.orm.integrity.packing import Distances, IntegerPacking, packs
+from crosstie.orm.integrity.integers import IntegerParents
+from crosstie.orm.integrity.packing import NARROW, Distances, IntegerPacking, distances, packs
 from crosstie.orm.integrity.scan import Ends, Page
 from crosstie.orm.integrity.storage import IntegerStorage, Raw
 from crosstie.orm.integrity.tiling import Tile
@@ -40,108 +41,128 @@ class BitmapScan:
 
     def __init__(self, ends: Ends) -> None:
         self.ends = ends
-        self._row: int | None = None
-        self._last_row = 0
-        self._rows = 0
-        self._reads: IntegerReads | None = None
+        self.parents = IntegerParents(ends.parent, _PAGE, _WORTHWHILE_SHARE)
+        self._rows: _Rows | None = None
+        self._counted = 0
         self._keys: pyroaring.BitMap | pyroaring.BitMap64 = pyroaring.BitMap()
 
     def read(self, after: Raw | None) -> Page:
         """The next rows by primary key; with the last of them, all keys."""
         ends = self.ends
-        if self._reads is None:
+        if self._rows is None:
             first = ends.child.first(after, ends.last)
             if first is None:
                 ends.child.require_end(after, ends.last)
                 return Page(Tile(after, ends.last, 0, 0), ())
             ends.child.storage.key(first)
-            self._reads = IntegerReads(ends.child, ends.parent, first, ends.last)
+            self._rows = _Rows(ends.child, first, ends.last)
             self._keys = pyroaring.BitMap() if ends.last - first < _NARROW else pyroaring.BitMap64()
-            self._last_row = _last_row(ends.child)
-        reached, keys = _rows_after(ends.child, self._row, self._last_row, self._reads.base, ends.last)
-        self._keys.update(_plain(self._keys, keys))
-        self._rows += len(keys)
-        if reached is None:
-            _require_no_rows(ends.child, self._row, self._last_row)
-        elif reached < self._last_row:
-            self._row = reached
+        keys = self._rows.next()
+        self._keys.update(_plain(self._keys, np.sort(keys)))  # in order a set grows several times as fast
+        self._counted += len(keys)
+        if not self._rows.ended:
             return Page(Tile(after, after, 0, 0), ())
-        return Page(Tile(after, ends.last, len(self._keys), self._rows), self._keys)
+        return Page(Tile(after, ends.last, len(self._keys), self._counted), self._keys)
 
     def missing(self, page: Page) -> Sequence[Key]:
         """The set without the parents of its range, page by page."""
-        assert self._reads is not None
-        reads, keys = self._reads, page.keys
+        assert self._rows is not None
+        base, keys = self._rows.first, page.keys
         left = keys.copy()
         highest = keys.max()
         at, settled = keys.min(), 0
         while True:
-            parents, reached = reads.parent_page(reads.base + at, reads.base + highest, _PAGE)
+            parents, reached = self.parents.page(base, base + at, base + highest)
             left.difference_update(_set(keys, parents))
-            upto = highest if reached is None else reached - reads.base
+            upto = highest if reached is None else reached - base
             before, settled = settled, keys.rank(upto)
             if settled == len(keys):
                 break
             at = keys.next_set_bit(upto + 1)
             if settled - before < _PAGE // _WORTHWHILE_SHARE:
-                return self._absent(left, at)
-        return [reads.base + distance for distance in left]
+                return self._absent(left, base, at)
+        return [base + distance for distance in left]
 
-    def _absent(self, left: pyroaring.BitMap | pyroaring.BitMap64, asked_from: int) -> list[Key]:
+    def _absent(self, left: pyroaring.BitMap | pyroaring.BitMap64, base: int, asked_from: int) -> list[Key]:
         """What is left below a key, and from there on what the parent does not know when it is asked."""
-        assert self._reads is not None
         width = np.uint32 if isinstance(left, pyroaring.BitMap) else np.uint64
-        distances: Distances = np.frombuffer(left.to_array(), dtype=width).astype(np.uint64)
-        cut = int(np.searchsorted(distances, np.uint64(asked_from)))
-        missing: list[Key] = [*self._reads.keys(distances[:cut])]
-        for start in range(cut, len(distances), _PAGE):
-            some = distances[start : start + _PAGE]
-            missing += self._reads.keys(some[~self._reads.asked(some)])
+        keys: Distances = np.frombuffer(left.to_array(), dtype=width).astype(np.uint64)
+        cut = int(np.searchsorted(keys, np.uint64(asked_from)))
+        missing: list[Key] = [base + distance for distance in keys[:cut].tolist()]
+        for start in range(cut, len(keys), _PAGE):
+            some = keys[start : start + _PAGE]
+            missing += [base + distance for distance in some[~self.parents.asked(base, some)].tolist()]
         return missing
+
+
+class _Rows:
+    """A child's rows in the order of their primary key, in pages, and those of their keys that lie in [first, last]."""
+
+    def __init__(self, child: ChildColumn, first: int, last: int) -> None:
+        self.child = child
+        self.first = first
+        (self._primary,) = child.end.primary_key
+        self._upto = _last_row(child)
+        self._after: int | None = None
+        self._packing = IntegerPacking(child.database.kind, narrow=last - first < NARROW)
+        self.ended = False
+        key = sa.case((child.typed.between(first, last), child.typed), else_=None)
+        self._page = (
+            sa.select(self._primary.label("row_key"), key.label("key"))
+            .where(self._primary <= self._upto)
+            .order_by(self._primary)
+            .limit(_PAGE)
+        )
+
+    def next(self) -> Distances:
+        """The keys of the next rows, as distances from the first; `ended` tells whether more may come."""
+        reached, keys = self._read(self._after)
+        if reached is None:
+            self._require_none()
+        self.ended = reached is None or reached >= self._upto
+        self._after = reached
+        return keys
+
+    def _read(self, after: int | None) -> tuple[int | None, Distances]:
+        if not packs(self.child.database.kind):
+            page = self._page if after is None else self._page.where(self._primary > after)
+            found = self.child.database.rows(page)
+            keys = [row[1] for row in found if row[1] is not None]
+            IntegerStorage().keys(keys)
+            return found[-1][0] if found else None, distances(keys, self.first)
+        reached, count, data = self._first_query.row() if after is None else self._query.row({"after": after})
+        return reached, self._packing.unpack(data, count, self.first, self.child.end)
+
+    @cached_property
+    def _first_query(self) -> BulkQuery:
+        return self._packed(self._page)
+
+    @cached_property
+    def _query(self) -> BulkQuery:
+        return self._packed(self._page.where(self._primary > sa.bindparam("after", type_=self._primary.type)))
+
+    def _packed(self, page: sa.Select[Any]) -> BulkQuery:
+        inner = page.subquery()
+        sent = sa.type_coerce(inner.c.key, sa.BigInteger())
+        packed = self._packing.packed(sent, self.first)
+        query = sa.select(sa.func.max(inner.c.row_key), sa.func.count(sent), packed).select_from(inner)
+        return BulkQuery(self.child.database, query)
+
+    def _require_none(self) -> None:
+        """Where a page has found no more rows, there must be none. Raises ScanIncomplete."""
+        above = [] if self._after is None else [self._primary > self._after]
+        left = sa.select(sa.func.count()).select_from(self.child.end.table).where(*above, self._primary <= self._upto)
+        (rows,) = self.child.database.rows(left)[0]
+        if rows:
+            raise ScanIncomplete(
+                f"{self.child.end}: {rows} rows with {self._primary.name} above {self._after} were not read"
+            )
 
 
 def _last_row(child: ChildColumn) -> int:
     """The greatest primary key: rows that come later are left to the next audit."""
     (primary,) = child.end.primary_key
     return int(child.database.rows(sa.select(sa.func.max(primary)))[0][0])
-
-
-def _require_no_rows(child: ChildColumn, after: int | None, upto: int) -> None:
-    """Where a page has found no more rows, there must be none. Raises ScanIncomplete."""
-    (primary,) = child.end.primary_key
-    left = sa.select(sa.func.count()).select_from(child.end.table).where(*_between(primary, after, upto))
-    (rows,) = child.database.rows(left)[0]
-    if rows:
-        raise ScanIncomplete(f"{child.end}: {rows} rows with {primary.name} above {after} were not read")
-
-
-def _between(primary: sa.Column[Any], after: int | None, upto: int) -> list[sa.ColumnElement[bool]]:
-    return [*([] if after is None else [primary > after]), primary <= upto]
-
-
-def _rows_after(
-    child: ChildColumn, after: int | None, upto: int, first: int, last: int
-) -> tuple[int | None, Distances]:
-    """The primary key of the last of the next rows, None where there are no more, and their keys in [first, last]."""
-    (primary,) = child.end.primary_key
-    key = sa.case((child.typed.between(first, last), child.typed), else_=None)
-    page = (
-        sa.select(primary.label("row_key"), key.label("key"))
-        .where(*_between(primary, after, upto))
-        .order_by(primary)
-        .limit(_PAGE)
-    )
-    packing = IntegerPacking(child.database.kind, first, last)
-    if not packs(child.database.kind):
-        found = child.database.rows(page)
-        keys = [row[1] for row in found if row[1] is not None]
-        IntegerStorage().keys(keys)
-        return found[-1][0] if found else None, packing.distances(keys)
-    inner = page.subquery()
-    sent = sa.type_coerce(inner.c.key, sa.BigInteger())
-    packed = sa.select(sa.func.max(inner.c.row_key), sa.func.count(sent), packing.packed(sent)).select_from(inner)
-    reached, count, data = bulk_row(child.database, packed)
-    return reached, packing.unpack(data, count, child.end)
 
 
 def _plain(like: pyroaring.BitMap | pyroaring.BitMap64, keys: Distances) -> Any:

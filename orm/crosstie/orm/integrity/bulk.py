@@ -5,47 +5,59 @@ What a server needs for that is set for the one statement alone, so a pooled con
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 import sqlalchemy as sa
-from sqlalchemy import event
 
 from crosstie.orm.database import Database
+from crosstie.orm.prepared import compile_once, is_watched
 
-__all__ = ["CONCAT_LIMIT", "bulk_row"]
+__all__ = ["CONCAT_LIMIT", "BulkQuery"]
 
 CONCAT_LIMIT: Final = 2**30
 """Bytes that GROUP_CONCAT may give; by default 1 MB, or 1 kB on MySQL, and what is beyond that is dropped silently."""
 
-
-def bulk_row(database: Database, query: sa.Select[Any], connection: sa.Connection | None = None) -> tuple[Any, ...]:
-    """The one row of the query's answer, through this connection or one of its own. Raises DatabaseUnavailable."""
-    if connection is None:
-        with database.mapped_errors(), database.autocommit.connect() as own:
-            return bulk_row(database, query, own)
-    prepare = _PREPARATIONS[database.kind]
-    event.listen(connection, "before_cursor_execute", prepare, retval=True)
-    try:
-        return tuple(connection.execute(query).one())
-    finally:
-        event.remove(connection, "before_cursor_execute", prepare)
+_NO_VALUES: Final[Mapping[str, Any]] = {}
 
 
-def _binary(_: sa.Connection, cursor: Any, statement: str, parameters: Any, *__: Any) -> tuple[str, Any]:
-    # As text each byte of a BYTEA is two.
-    from psycopg.pq import Format
+class BulkQuery:
+    """A query for one row, compiled once for all pages of a scan; safe to share between threads."""
 
-    cursor.format = Format.BINARY
-    return statement, parameters
+    def __init__(self, database: Database, query: sa.Select[Any]) -> None:
+        self._database = database
+        self._compiled = compile_once(query, database.autocommit.dialect)
+        self._sql = _unlimited(database.kind, self._compiled.sql)
+
+    def row(self, values: Mapping[str, Any] = _NO_VALUES, connection: sa.Connection | None = None) -> tuple[Any, ...]:
+        """The row for these values, by the names of the query's parameters, as the driver gives it.
+
+        Read through this connection or one of its own. Raises DatabaseUnavailable, and what the database refuses.
+        """
+        with self._database.mapped_errors():
+            if connection is not None:
+                return self._row(connection, values)
+            with self._database.autocommit.connect() as own:
+                return self._row(own, values)
+
+    def _row(self, connection: sa.Connection, values: Mapping[str, Any]) -> tuple[Any, ...]:
+        parameters = self._compiled.parameters(values)
+        if self._database.kind != "postgresql" or is_watched(connection.engine):
+            return tuple(connection.exec_driver_sql(self._sql, parameters).one())
+        cursor: Any = None
+        try:
+            # As text each byte of a BYTEA is two; and a plan made for any range would take it for a small one.
+            cursor = connection.connection.cursor(binary=True)
+            (row,) = cursor.execute(self._sql, parameters, prepare=False).fetchall()
+            cursor.close()
+        except BaseException as error:  # noqa: BLE001 - raised again, as SQLAlchemy's own error
+            connection._handle_dbapi_exception(error, self._sql, None, cursor, None)
+        return tuple(row)
 
 
-def _unlimited(_: sa.Connection, __: Any, statement: str, parameters: Any, *___: Any) -> tuple[str, Any]:
-    return f"SET STATEMENT group_concat_max_len={CONCAT_LIMIT} FOR {statement}", parameters
-
-
-def _unlimited_by_hint(_: sa.Connection, __: Any, statement: str, parameters: Any, *___: Any) -> tuple[str, Any]:
-    hint = f"SELECT /*+ SET_VAR(group_concat_max_len={CONCAT_LIMIT}) */"
-    return statement.replace("SELECT", hint, 1), parameters
-
-
-_PREPARATIONS: Final = {"postgresql": _binary, "mariadb": _unlimited, "mysql": _unlimited_by_hint}
+def _unlimited(kind: str, sql: str) -> str:
+    if kind == "mariadb":
+        return f"SET STATEMENT group_concat_max_len={CONCAT_LIMIT} FOR {sql}"
+    if kind == "mysql":
+        return sql.replace("SELECT", f"SELECT /*+ SET_VAR(group_concat_max_len={CONCAT_LIMIT}) */", 1)
+    return sql

@@ -13,9 +13,10 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from crosstie.orm.integrity.batch import batches, values_per_statement
-from crosstie.orm.integrity.bulk import bulk_row
+from crosstie.orm.integrity.bulk import BulkQuery
 from crosstie.orm.integrity.endpoint import Endpoint
 from crosstie.orm.integrity.findings import Key
+from crosstie.orm.integrity.scope import within
 from crosstie.orm.integrity.snapshot import snapshot
 from crosstie.orm.integrity.storage import KeyStorage, Raw
 from crosstie.orm.integrity.tiling import Tile, require_count
@@ -28,6 +29,8 @@ RowKey = tuple[Any, ...]
 ROWS_PER_KEY: Final = 1_000
 """Of a key that more rows share, so many are looked at one by one; the others are counted."""
 _ROWS_PER_STATEMENT: Final = 20_000
+_ROWS_AT_ONCE: Final = 5_000
+"""Rows that are fetched without having been counted."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +95,14 @@ class ChildColumn:
 
     def groups(self, after: Raw | None, upto: Raw) -> sa.Select[Any]:
         """The query for the distinct keys in (after, upto], in the column's order, and how many rows have each."""
-        key = self._typed.label("key")
-        grouped = sa.select(key, sa.func.count().label("rows")).where(*self._between(after, upto))
+        return self._grouped(*self._between(after, upto))
+
+    def groups_within(self) -> sa.Select[Any]:
+        """The same for the keys between the query's parameters `lo` and `hi`, these included."""
+        return self._grouped(within(self._typed))
+
+    def _grouped(self, *conditions: sa.ColumnElement[bool]) -> sa.Select[Any]:
+        grouped = sa.select(self._typed.label("key"), sa.func.count().label("rows")).where(*conditions)
         return grouped.group_by(self._typed).order_by(self._typed)
 
     def boundary(self, after: Raw | None, last: Raw, limit: int) -> Raw | None:
@@ -115,6 +124,26 @@ class ChildColumn:
 
     def rows(self, keys: Sequence[Key]) -> dict[Key, KeyRows]:
         """The rows that have these foreign keys now; a key without rows is absent."""
+        found = self._few_rows(keys)
+        return self._many_rows(keys) if found is None else found
+
+    def _few_rows(self, keys: Sequence[Key]) -> dict[Key, KeyRows] | None:
+        """By one statement for each list of keys; None where there are more rows than are looked at one by one."""
+        wanted = set(keys)
+        found: dict[Key, list[RowKey]] = {}
+        for values in self._spellings(keys):
+            rows = self._rows(self._by_key().where(self._typed.in_(values)).limit(_ROWS_AT_ONCE))
+            if len(rows) >= _ROWS_AT_ONCE:
+                return None
+            for row in rows:
+                key = self.storage.key(row[0])
+                if key in wanted:
+                    found.setdefault(key, []).append(tuple(row[1:]))
+        if any(len(rows) > ROWS_PER_KEY for rows in found.values()):
+            return None
+        return {key: KeyRows(len(rows), tuple(rows)) for key, rows in found.items()}
+
+    def _many_rows(self, keys: Sequence[Key]) -> dict[Key, KeyRows]:
         totals = self._row_counts(keys)
         found: dict[Key, list[RowKey]] = {key: [] for key in totals}
         for group in _groups(totals):
@@ -136,8 +165,7 @@ class ChildColumn:
         return totals
 
     def _row_keys(self, keys: Sequence[Key], totals: Mapping[Key, int]) -> Iterator[tuple[Key, RowKey]]:
-        columns = [column.label(f"k{number}") for number, column in enumerate(self.end.primary_key)]
-        query = sa.select(self._distinct, *columns).order_by(*self.end.primary_key)
+        query = self._by_key()
         if len(keys) == 1 and totals[keys[0]] > ROWS_PER_KEY:
             statements = [query.where(self.storage.only(self.end.column, keys[0])).limit(ROWS_PER_KEY)]
         else:
@@ -145,6 +173,10 @@ class ChildColumn:
         for statement in statements:
             for row in self._rows(statement):
                 yield self.storage.key(row[0]), tuple(row[1:])
+
+    def _by_key(self) -> sa.Select[Any]:
+        columns = [column.label(f"k{number}") for number, column in enumerate(self.end.primary_key)]
+        return sa.select(self._distinct, *columns).order_by(*self.end.primary_key)
 
     def _spellings(self, keys: Sequence[Key]) -> Iterator[Sequence[Raw]]:
         values = [raw for key in keys for raw in self.storage.spellings(key)]
@@ -156,10 +188,9 @@ class ChildColumn:
         """All rows of a query on the table."""
         return self._rows(query)
 
-    def bulk(self, query: sa.Select[Any]) -> tuple[Any, ...]:
+    def bulk(self, query: BulkQuery, values: Mapping[str, Any]) -> tuple[Any, ...]:
         """The one row of a query whose answer is many keys in one value."""
-        with self.database.mapped_errors():
-            return bulk_row(self.database, query, self._pinned)
+        return query.row(values, self._pinned)
 
     def _values(self, query: sa.Select[Any]) -> list[Any]:
         return [row[0] for row in self._rows(query)]

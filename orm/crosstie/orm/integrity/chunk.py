@@ -67,7 +67,9 @@ def audit_chunk(
             held=held,
         )
         tell(AuditPhase.SCANNING)
-        strategy = scan(Ends(child, parent, chunk.hi, plan.page_size), plan.strategy)
+        strategy = scan(
+            Ends(child, parent, chunk.hi, plan.page_size, plan.keys // max(len(plan.chunks), 1)), plan.strategy
+        )
         with closing(compared_pages(strategy, chunk, judgement.confirmation.now)) as pages:
             for page in pages:
                 if page.candidates:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Final
 
 from crosstie.orm.integrity.confirmation import Confirmation, Confirmed, Moment
 from crosstie.orm.integrity.findings import AuditPhase, Finding, Key
-from crosstie.orm.integrity.query import orphan_query
+from crosstie.orm.integrity.query import OrphanQuery
 
 __all__ = ["FINDING_LIMIT", "Judgement", "Tally"]
 
@@ -59,6 +60,10 @@ class Judgement:
     held: list[Key] = field(default_factory=list)
     """Keys to be looked at once more: a saga had them, or their grace runs."""
     held_since_s: float = 0.0
+
+    @cached_property
+    def _queries(self) -> OrphanQuery:
+        return OrphanQuery(self.confirmation.child.end, self.confirmation.child.storage)
 
     def judge(self, candidates: Sequence[Key], since: Moment) -> None:
         """Confirm candidates whose rows were read after `since`. Raises DatabaseUnavailable."""
@@ -115,7 +120,7 @@ class Judgement:
         if room <= 0:
             return
         names = [column.name for column in child.end.primary_key]
-        query = orphan_query(child.end, child.storage, orphan.key)
+        query = self._queries.of(orphan.key)
         tally.findings += [
             Finding(dict(zip(names, row_key, strict=True)), orphan.key, query) for row_key in orphan.row_keys[:room]
         ]

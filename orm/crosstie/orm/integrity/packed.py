@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-import numpy as np
-
-from crosstie.orm.integrity.errors import ScanIncomplete
 from crosstie.orm.integrity.findings import Key
-from crosstie.orm.integrity.integers import ChildPage, IntegerReads
+from crosstie.orm.integrity.integers import ChildPage, ChildPages, IntegerParents
 from crosstie.orm.integrity.scan import Ends, Page
 from crosstie.orm.integrity.storage import Raw
 from crosstie.orm.integrity.tiling import Tile
@@ -19,7 +16,7 @@ __all__ = ["PackedScan", "ProbeScan"]
 _WORTHWHILE_SHARE: Final = 16
 """A page of parents that settles fewer than one in so many of its rows costs more than asking for the keys."""
 _LARGEST_PAGE: Final = 200_000
-"""Keys in one value: 1.6 MB at most, below every server's limit of a packet."""
+"""Keys in one value: 3.2 MB at most, below every server's limit of a packet."""
 
 
 class PackedScan:
@@ -28,43 +25,25 @@ class PackedScan:
     def __init__(self, ends: Ends) -> None:
         self.ends = ends
         self.page_size = min(ends.page_size, _LARGEST_PAGE)
-        self._reads: IntegerReads | None = None
-
-    @property
-    def reads(self) -> IntegerReads:
-        """Known once the first page is read."""
-        assert self._reads is not None
-        return self._reads
+        self.children = ChildPages(ends.child, ends.last, self.page_size, ends.expected_keys)
+        self.parents = IntegerParents(ends.parent, max(2 * self.page_size, 1_000), _WORTHWHILE_SHARE)
 
     def read(self, after: Raw | None) -> Page:
-        """One statement, which counts what it sends: distinct keys, strictly ascending, and their rows in two ways."""
-        ends = self.ends
-        if self._reads is None:
-            first = ends.child.first(after, ends.last)
-            if first is None:
-                return self._end(after)
-            ends.child.storage.key(first)
-            self._reads = IntegerReads(ends.child, ends.parent, first, ends.last)
+        """One statement, which counts what it sends."""
         page = self.page(after)
         if page is None:
-            return self._end(after)
-        keys = np.sort(page.keys)
-        if (after is not None and self.reads.base + int(keys[0]) <= after) or bool(np.any(keys[1:] == keys[:-1])):
-            raise ScanIncomplete(f"{ends.child.end} was not read in the order of its keys after {after!r}")
-        return Page(Tile(after, page.last, len(keys), page.rows), keys)
-
-    def _end(self, after: Raw | None) -> Page:
-        self.ends.child.require_end(after, self.ends.last)
-        return Page(Tile(after, self.ends.last, 0, 0), ())
+            self.ends.child.require_end(after, self.ends.last)
+            return Page(Tile(after, self.ends.last, 0, 0), ())
+        return Page(Tile(after, page.hi, len(page.keys), page.rows), page)
 
     def page(self, after: Raw | None) -> ChildPage | None:
         """The child's next keys."""
-        return self.reads.child_page(after, self.ends.last, self.page_size)
+        return self.children.next(after)
 
     def missing(self, page: Page) -> Sequence[Key]:
         """Not among the parent's keys from the page's first key to its last."""
-        found = self.reads.present(page.keys, max(2 * self.page_size, 1_000), _WORTHWHILE_SHARE)
-        return self.reads.keys(page.keys[~found])
+        keys: ChildPage = page.keys
+        return keys.chosen(~self.parents.present(keys))
 
 
 class ProbeScan(PackedScan):
@@ -72,4 +51,5 @@ class ProbeScan(PackedScan):
 
     def missing(self, page: Page) -> Sequence[Key]:
         """Those that it does not know."""
-        return self.reads.keys(page.keys[~self.reads.asked(page.keys)])
+        keys: ChildPage = page.keys
+        return keys.chosen(~self.parents.asked(keys.base, keys.keys))

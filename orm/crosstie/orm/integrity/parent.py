@@ -13,6 +13,7 @@ from crosstie.orm.integrity.batch import batches, values_per_statement
 from crosstie.orm.integrity.catalog import Equality
 from crosstie.orm.integrity.endpoint import Endpoint
 from crosstie.orm.integrity.findings import Key
+from crosstie.orm.integrity.scope import within
 from crosstie.orm.integrity.storage import KeyStorage, Raw
 
 __all__ = ["ParentColumn"]
@@ -30,10 +31,14 @@ class ParentColumn:
         self.database = end.database
         self._typed = storage.typed(end.column)
 
-    def keys_between(self, lowest: Raw, highest: Raw) -> sa.Select[Any]:
-        """The query for the keys between both, these included, in the column's order."""
-        between = sa.and_(self._typed >= lowest, self._typed <= highest)
-        return sa.select(self._typed.label("key")).where(between).order_by(self._typed)
+    def keys_within(self) -> sa.Select[Any]:
+        """The query for the keys between its parameters `lo` and `hi`, these included, in the column's order."""
+        return sa.select(self._typed.label("key")).where(within(self._typed)).order_by(self._typed)
+
+    @property
+    def is_unique(self) -> bool:
+        """Whether no two rows have one key, as far as the table is declared."""
+        return self.end.primary_key == (self.end.column,) or bool(self.end.column.unique)
 
     def absent(self, keys: Sequence[Key]) -> list[Key]:
         """Those of the keys that no parent has at this moment, in their order.

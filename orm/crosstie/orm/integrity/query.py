@@ -13,7 +13,7 @@ from crosstie.orm.integrity.endpoint import Endpoint
 from crosstie.orm.integrity.findings import Key
 from crosstie.orm.integrity.storage import KeyStorage
 
-__all__ = ["orphan_query"]
+__all__ = ["OrphanQuery"]
 
 _DIALECTS: Final[dict[str, type[DefaultDialect]]] = {
     "sqlite": sqlite.dialect,
@@ -23,14 +23,24 @@ _DIALECTS: Final[dict[str, type[DefaultDialect]]] = {
 }
 
 
-def orphan_query(child: Endpoint, storage: KeyStorage, key: Key) -> str:
-    """One SELECT with its values written out; for people to read and run, crosstie itself never does."""
-    values = [str(raw) if isinstance(raw, uuid.UUID) else raw for raw in storage.spellings(key)]
-    kind: sa.types.TypeEngine[Any] = sa.BigInteger() if isinstance(key, int) else sa.String()
-    column = sa.type_coerce(child.column, kind)
-    condition = column == values[0] if len(values) == 1 else column.in_(values)
-    # Named parameters: for others the compiler doubles every `%` in a literal.
-    dialect = _DIALECTS[child.database.kind](paramstyle="named")
-    where = condition.compile(dialect=dialect, compile_kwargs={"literal_binds": True})
-    table = dialect.identifier_preparer.format_table(child.table)
-    return f"SELECT * FROM {table} WHERE {where};"  # noqa: S608 - names and values are quoted by the dialect
+class OrphanQuery:
+    """One SELECT for each key, with its values written out; for people to read and run, crosstie itself never does."""
+
+    def __init__(self, child: Endpoint, storage: KeyStorage) -> None:
+        self._storage = storage
+        # Named parameters: for others the compiler doubles every `%` in a literal.
+        self._dialect = _DIALECTS[child.database.kind](paramstyle="named")
+        preparer = self._dialect.identifier_preparer
+        table = preparer.format_table(child.table)
+        self._start = f"SELECT * FROM {table} WHERE {table}.{preparer.format_column(child.column)}"  # noqa: S608 - quoted
+
+    def of(self, key: Key) -> str:
+        """What shows every row of an orphaned key in the child's database."""
+        written = [self._literal(raw) for raw in self._storage.spellings(key)]
+        return f"{self._start} = {written[0]};" if len(written) == 1 else f"{self._start} IN ({', '.join(written)});"
+
+    def _literal(self, raw: Any) -> str:
+        if isinstance(raw, int):
+            return str(raw)
+        value = sa.literal(str(raw) if isinstance(raw, uuid.UUID) else raw, sa.String())
+        return str(value.compile(dialect=self._dialect, compile_kwargs={"literal_binds": True}))

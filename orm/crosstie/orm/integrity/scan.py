@@ -30,12 +30,16 @@ class Page:
 
 @dataclass(frozen=True)
 class Ends:
-    """What a scan reads: both columns, up to which key of the child (this included), and how many keys at a time."""
+    """What a scan reads: both columns, up to which key of the child (this included), and how many keys at a time.
+
+    `expected_keys` is an estimate of how many there are.
+    """
 
     child: ChildColumn
     parent: ParentColumn
     last: Raw
     page_size: int
+    expected_keys: int
 
 
 class KeyScan(Protocol):

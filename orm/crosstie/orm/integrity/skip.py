@@ -6,6 +6,7 @@ import sqlalchemy as sa
 
 from crosstie.orm.integrity.integers import ChildPage
 from crosstie.orm.integrity.packed import ProbeScan
+from crosstie.orm.integrity.packing import distances
 from crosstie.orm.integrity.storage import IntegerStorage, Raw
 
 __all__ = ["SkipScan", "skips"]
@@ -34,4 +35,4 @@ class SkipScan(ProbeScan):
         found = ends.child.database.rows(sa.select(steps.c.key).where(steps.c.key.is_not(None)).limit(self.page_size))
         keys = [row[0] for row in found]
         IntegerStorage().keys(keys)
-        return ChildPage(self.reads.distances(keys), keys[-1], None) if keys else None
+        return ChildPage(keys[0], distances(keys, keys[0]), keys[-1], None) if keys else None

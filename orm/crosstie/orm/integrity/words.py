@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 import sqlalchemy as sa
 
-from crosstie.orm.integrity.bulk import bulk_row
+from crosstie.orm.integrity.bulk import BulkQuery
 from crosstie.orm.integrity.child import ChildColumn
 from crosstie.orm.integrity.errors import ScanIncomplete
 from crosstie.orm.integrity.findings import Key
@@ -17,7 +17,7 @@ from crosstie.orm.integrity.packing import Distances, IntegerPacking
 from crosstie.orm.integrity.parent import ParentColumn
 from crosstie.orm.integrity.scan import Ends, Page
 from crosstie.orm.integrity.storage import Raw
-from crosstie.orm.integrity.tiling import Tile, require_rows
+from crosstie.orm.integrity.tiling import Tile
 
 __all__ = ["WordScan"]
 
@@ -34,7 +34,6 @@ class Words:
     """
 
     first: int
-    last: int
     numbers: Distances
     bits: Distances
 
@@ -45,6 +44,10 @@ class WordScan:
     def __init__(self, ends: Ends) -> None:
         self.ends = ends
         self.span = max(ends.page_size * _SPAN_PER_KEY // _WORD, 1) * _WORD
+        groups = ends.child.groups_within().order_by(None).subquery()
+        self._child = BulkQuery(ends.child.database, _words(ends.child, groups, groups.c.rows))
+        keys = ends.parent.keys_within().order_by(None).subquery()
+        self._parent = BulkQuery(ends.parent.database, _words(ends.parent, keys, sa.literal_column("1", sa.Integer())))
 
     def read(self, after: Raw | None) -> Page:
         """One statement, which counts the words and the distinct keys that it sends, and their rows."""
@@ -55,13 +58,18 @@ class WordScan:
             return Page(Tile(after, last, 0, 0), ())
         child.storage.key(first)
         upto = min(first + self.span - 1, last)
-        words, keys, rows = _child_words(child, after, first, upto)
+        words, keys, rows = _unpacked(child, first, self._child.row({"lo": first, "hi": upto}))
+        if not keys:
+            child.require_end(after, upto)  # it was there a moment ago
+        if int(np.bitwise_count(words.bits).sum()) != keys:
+            raise ScanIncomplete(f"{child.end}: {keys} keys were counted from {first} to {upto}, and their bits differ")
         return Page(Tile(after, upto, keys, rows), words)
 
     def missing(self, page: Page) -> Sequence[Key]:
         """The child's bits without the parent's."""
         child: Words = page.keys
-        parent = _parent_words(self.ends.parent, child.first, child.last)
+        answer = self._parent.row({"lo": child.first, "hi": page.tile.hi})
+        parent, _, _ = _unpacked(self.ends.parent, child.first, answer)
         held = np.zeros(self.span // _WORD, dtype=np.uint64)
         held[parent.numbers] = parent.bits
         left = child.bits & ~held[child.numbers]
@@ -71,29 +79,10 @@ class WordScan:
         return missing
 
 
-def _child_words(child: ChildColumn, after: Raw | None, first: int, upto: int) -> tuple[Words, int, int]:
-    """The words, and how many keys and rows they stand for. Raises ScanIncomplete."""
-    with child.snapshot() as frozen:
-        groups = frozen.groups(after, upto).order_by(None).subquery()
-        words, keys, rows = _unpacked(child, (first, upto), frozen.bulk(_words(child, groups, first, groups.c.rows)))
-        require_rows(Tile(after, upto, keys, rows), frozen.count_rows(after, upto))
-    if int(np.bitwise_count(words.bits).sum()) != keys:
-        raise ScanIncomplete(f"{child.end}: {keys} keys were counted from {first} to {upto}, and their bits differ")
-    return words, keys, rows
-
-
-def _parent_words(parent: ParentColumn, first: int, upto: int) -> Words:
-    keys = parent.keys_between(first, upto).order_by(None).subquery()
-    query = _words(parent, keys, first, sa.literal_column("1", sa.Integer()))
-    return _unpacked(parent, (first, upto), bulk_row(parent.database, query))[0]
-
-
-def _words(
-    column: ChildColumn | ParentColumn, keys: sa.Subquery, first: int, rows: sa.ColumnElement[Any]
-) -> sa.Select[Any]:
-    """The query for the words of keys: how many words, keys, the sum of their `rows`, and the words."""
+def _words(column: ChildColumn | ParentColumn, keys: sa.Subquery, rows: sa.ColumnElement[Any]) -> sa.Select[Any]:
+    """The query for the words of keys from its parameter `lo` on: how many words, keys and `rows`, and the words."""
     kind = column.database.kind
-    distance = sa.type_coerce(keys.c.key, sa.BigInteger()) - first
+    distance = sa.type_coerce(keys.c.key, sa.BigInteger()) - sa.bindparam("lo", type_=sa.BigInteger())
     # Grouped by a name: PostgreSQL would not see that two expressions with parameters are one.
     numbered = sa.select(
         distance.op(">>")(sa.literal_column("6")).label("word"), _bit(kind, distance).label("bit"), rows.label("rows")
@@ -110,16 +99,14 @@ def _words(
         sa.func.count(),
         sa.cast(sa.func.coalesce(sa.func.sum(word.c.distinct_keys), 0), sa.BigInteger()),
         sa.cast(sa.func.coalesce(sa.func.sum(word.c.rows), 0), sa.BigInteger()),
-        IntegerPacking(kind, first, first).words(sa.type_coerce(word.c.word, sa.BigInteger()), word.c.bits),
+        IntegerPacking(kind, narrow=True).words(sa.type_coerce(word.c.word, sa.BigInteger()), word.c.bits),
     ).select_from(word)
 
 
-def _unpacked(
-    column: ChildColumn | ParentColumn, between: tuple[int, int], answer: tuple[Any, ...]
-) -> tuple[Words, int, int]:
+def _unpacked(column: ChildColumn | ParentColumn, first: int, answer: tuple[Any, ...]) -> tuple[Words, int, int]:
     count, keys, rows, data = answer
-    packing = IntegerPacking(column.database.kind, between[0], between[0])
-    return Words(*between, *packing.unpack_words(data, count, column.end)), int(keys), int(rows)
+    packing = IntegerPacking(column.database.kind, narrow=True)
+    return Words(first, *packing.unpack_words(data, count, column.end)), int(keys), int(rows)
 
 
 def _bit(kind: str, distance: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
