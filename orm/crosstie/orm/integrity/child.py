@@ -16,6 +16,7 @@ from crosstie.orm.integrity.batch import batches, values_per_statement
 from crosstie.orm.integrity.bulk import BulkQuery
 from crosstie.orm.integrity.endpoint import Endpoint
 from crosstie.orm.integrity.findings import Key
+from crosstie.orm.integrity.packing import packs
 from crosstie.orm.integrity.scope import within
 from crosstie.orm.integrity.snapshot import snapshot
 from crosstie.orm.integrity.storage import KeyStorage, Raw
@@ -51,6 +52,11 @@ class ChildColumn:
         self._pinned = pinned
         self.typed = self._typed = storage.typed(end.column)
         self._distinct = storage.distinct(end.column)
+
+    @property
+    def packs(self) -> bool:
+        """Whether the server can send many of its keys as one value."""
+        return packs(self.database.kind) and self.storage.is_native
 
     @contextmanager
     def snapshot(self) -> Iterator[ChildColumn]:

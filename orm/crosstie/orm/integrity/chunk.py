@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Final
 
 from crosstie.orm.errors import CrosstieError
 from crosstie.orm.integrity.columns import columns_of
@@ -12,15 +14,20 @@ from crosstie.orm.integrity.confirmation import Confirmation
 from crosstie.orm.integrity.endpoint import AuditedReference
 from crosstie.orm.integrity.findings import AuditPhase, AuditProgress, Key, ProgressListener
 from crosstie.orm.integrity.judgement import FINDING_LIMIT, Judgement, Tally
-from crosstie.orm.integrity.pipeline import compared_pages
+from crosstie.orm.integrity.pipeline import Compared, compared_pages
 from crosstie.orm.integrity.plan import AuditPlan, ChunkResult, KeyRange, Strategy
 from crosstie.orm.integrity.scan import Ends, ScanFactory
 from crosstie.orm.integrity.storage import Raw
 from crosstie.orm.integrity.strategies import choose_scan
 from crosstie.orm.integrity.suspicion import NO_SAGAS, TouchedKeys
-from crosstie.orm.integrity.tiling import sum_known
+from crosstie.orm.integrity.tiling import Tile, sum_known
 
 __all__ = ["audit_chunk"]
+
+_TOGETHER: Final = 1_000
+"""Candidates that are judged at once."""
+_AT_MOST_S: Final = 5.0
+"""Seconds that a candidate waits for others, at most until the next page is compared."""
 
 
 def audit_chunk(
@@ -44,15 +51,14 @@ def audit_chunk(
     """
     tally = Tally()
     held: list[Key] = []
-    reached, keys = chunk.lo, 0
-    rows: int | None = 0
-    page_ends: list[Raw] = []
+    judged = _Judged(chunk.lo)
+    seen = 0
     ends_at_s = None if budget_s is None else clock_s() + budget_s
     reason: CrosstieError | None = None
 
     def tell(phase: AuditPhase) -> None:
         if progress is not None:
-            progress(AuditProgress(reference.name, phase, keys, max(plan.keys, keys)))
+            progress(AuditProgress(reference.name, phase, seen, max(plan.keys, seen)))
 
     try:
         child, parent = columns_of(reference)
@@ -67,25 +73,30 @@ def audit_chunk(
             held=held,
         )
         tell(AuditPhase.SCANNING)
-        strategy = scan(
-            Ends(child, parent, chunk.hi, plan.page_size, plan.keys // max(len(plan.chunks), 1)), plan.strategy
-        )
-        with closing(compared_pages(strategy, chunk, judgement.confirmation.now)) as pages:
-            for page in pages:
-                if page.candidates:
-                    judgement.judge(page.candidates, page.since)
-                page_ends.append(page.tile.hi)
-                reached, keys, rows = page.tile.hi, keys + page.tile.keys, sum_known((rows, page.tile.rows))
-                if reached == chunk.hi or (reached != chunk.lo and ends_at_s is not None and clock_s() >= ends_at_s):
-                    break
-                tell(AuditPhase.SCANNING)
+        expected_keys = plan.keys // max(len(plan.chunks), 1)
+        strategy = scan(Ends(child, parent, chunk.hi, plan.page_size, expected_keys), plan.strategy)
+        waiting = _Waiting(judgement, judged, clock_s)
+        try:
+            with closing(compared_pages(strategy, chunk, judgement.confirmation.now)) as pages:
+                for page in pages:
+                    waiting.add(page)
+                    seen += page.tile.keys
+                    reached = page.tile.hi
+                    if reached == chunk.hi or (
+                        reached != chunk.lo and ends_at_s is not None and clock_s() >= ends_at_s
+                    ):
+                        break
+                    tell(AuditPhase.SCANNING)
+        except CrosstieError as error:
+            reason = error
+        waiting.judge()
     except CrosstieError as error:
-        reason = error
+        reason = reason or error
     return ChunkResult(
-        covered=KeyRange(chunk.lo, reached),
-        keys=keys,
-        rows=rows,
-        page_ends=tuple(page_ends) if plan.strategy is Strategy.FETCH else (),
+        covered=KeyRange(chunk.lo, judged.reached),
+        keys=judged.keys,
+        rows=judged.rows,
+        page_ends=tuple(judged.page_ends) if plan.strategy is Strategy.FETCH else (),
         orphan_keys=tally.orphan_keys,
         orphan_rows=tally.orphan_rows,
         findings=tuple(tally.findings),
@@ -95,3 +106,50 @@ def audit_chunk(
         reason=None if reason is None else str(reason),
         retryable=reason is not None and reason.retryable,
     )
+
+
+@dataclass
+class _Judged:
+    """How far the pages of a chunk were read, compared, and what was missing judged."""
+
+    reached: Raw | None
+    keys: int = 0
+    rows: int | None = 0
+    page_ends: list[Raw] = field(default_factory=list)
+
+    def add(self, tile: Tile) -> None:
+        self.reached = tile.hi
+        self.keys += tile.keys
+        self.rows = sum_known((self.rows, tile.rows))
+        self.page_ends.append(tile.hi)
+
+
+class _Waiting:
+    """Compared pages whose candidates are to be judged together: each look at the databases costs the same for many."""
+
+    def __init__(self, judgement: Judgement, judged: _Judged, clock_s: Callable[[], float]) -> None:
+        self._judgement = judgement
+        self._judged = judged
+        self._clock_s = clock_s
+        self._pages: list[Compared] = []
+        self._candidates: list[Key] = []
+        self._since_s = 0.0
+
+    def add(self, page: Compared) -> None:
+        """Judge them once there are many, or the first waits long: what sagas did since it was read is asked."""
+        if not self._candidates:
+            self._since_s = self._clock_s()
+        self._pages.append(page)
+        self._candidates += page.candidates
+        if not self._candidates or len(self._candidates) >= _TOGETHER or self._clock_s() - self._since_s >= _AT_MOST_S:
+            self.judge()
+
+    def judge(self) -> None:
+        """The pages are done with then. Raises DatabaseUnavailable."""
+        pages, candidates = self._pages, self._candidates
+        self._pages, self._candidates = [], []
+        if candidates:
+            since = next(page.since for page in pages if page.candidates)
+            self._judgement.judge(candidates, since)
+        for page in pages:
+            self._judged.add(page.tile)

@@ -23,11 +23,13 @@ from crosstie.orm.integrity.endpoint import AuditedReference
 from crosstie.orm.integrity.findings import Key
 from crosstie.orm.integrity.parent import ParentColumn
 from crosstie.orm.integrity.suspicion import Suspicion, TouchedKeys
+from crosstie.orm.prepared import Prepared
 
 __all__ = ["Confirmation", "Confirmed", "Deferred", "Moment", "Verdict", "judge"]
 
 _KEYS_PER_ROUND: Final = 2_000
-_KEYS_PER_LOOK: Final = 200
+_KEYS_PER_LOOK: Final = 1_000
+_NOW: Final = Prepared(sa.select(now_ms()))
 
 Moment = Mapping[str, int]
 """A point in time as each database's own clock gave it: connection name → milliseconds."""
@@ -122,5 +124,4 @@ def _in_both(before: KeyRows, after: KeyRows) -> KeyRows:
 
 
 def _clock(database: Database) -> int:
-    with database.mapped_errors(), database.autocommit.connect() as connection:
-        return int(connection.execute(sa.select(now_ms())).scalar_one())
+    return int(database.prepared(_NOW, {}).rows[0][0])

@@ -13,6 +13,7 @@ from crosstie.orm.integrity.batch import batches, values_per_statement
 from crosstie.orm.integrity.catalog import Equality
 from crosstie.orm.integrity.endpoint import Endpoint
 from crosstie.orm.integrity.findings import Key
+from crosstie.orm.integrity.packing import packs
 from crosstie.orm.integrity.scope import within
 from crosstie.orm.integrity.storage import KeyStorage, Raw
 
@@ -31,9 +32,30 @@ class ParentColumn:
         self.database = end.database
         self._typed = storage.typed(end.column)
 
+    @property
+    def packs(self) -> bool:
+        """Whether the server can send many of its keys as one value."""
+        return packs(self.database.kind) and self.storage.is_native
+
     def keys_within(self) -> sa.Select[Any]:
         """The query for the keys between its parameters `lo` and `hi`, these included, in the column's order."""
         return sa.select(self._typed.label("key")).where(within(self._typed)).order_by(self._typed)
+
+    def first(self) -> Raw | None:
+        """The smallest key by the column's order; None where there is none."""
+        return next(iter(self._values(self._ordered(self._typed).limit(1))), None)
+
+    def last(self) -> Raw | None:
+        """The greatest key by the column's order; None where there is none."""
+        return next(iter(self._values(self._ordered(self._typed.desc()).limit(1))), None)
+
+    def boundary(self, lo: Raw, upto: Raw, limit: int) -> Raw | None:
+        """The key that lies `limit` rows above `lo`; None where it would be above `upto`."""
+        above = self._ordered(self._typed).where(self._typed >= lo, self._typed <= upto)
+        return next(iter(self._values(above.offset(limit).limit(1))), None)
+
+    def _ordered(self, order: sa.ColumnElement[Any]) -> sa.Select[Any]:
+        return sa.select(self._typed).where(self.end.column.is_not(None)).order_by(order)
 
     @property
     def is_unique(self) -> bool:

@@ -10,7 +10,6 @@ from crosstie.orm.integrity.catalog import is_indexed
 from crosstie.orm.integrity.child import ChildColumn
 from crosstie.orm.integrity.columns import columns_of
 from crosstie.orm.integrity.endpoint import AuditedReference
-from crosstie.orm.integrity.packing import packs
 from crosstie.orm.integrity.plan import AuditPlan, KeyRange, Strategy
 from crosstie.orm.integrity.skip import skips
 from crosstie.orm.integrity.statistics import column_statistics, round_trip_s
@@ -47,6 +46,8 @@ class Situation:
 
 def choose_strategy(seen: Situation) -> tuple[Strategy, tuple[str, ...]]:
     """The strategy, and why."""
+    if seen.kind is KeyKind.UUID and seen.both_pack:
+        return Strategy.PACKED, ("both ends send their UUIDs as bytes",)
     if seen.kind is not KeyKind.INTEGER:
         return Strategy.FETCH, (f"keys are of kind {seen.kind}: the parent is asked about each",)
     size = f"about {seen.keys:,} distinct keys in {seen.rows:,} rows, {seen.parents:,} parents"
@@ -97,7 +98,7 @@ def plan_audit(
             page_size=page_size,
             child_skips=skips(child.database.kind),
             child_is_pageable=can_be_paged(child.end),
-            both_pack=packs(child.database.kind) and packs(parent.database.kind),
+            both_pack=child.packs and parent.packs,
         )
     )
     if strategy is not None and strategy is not chosen:

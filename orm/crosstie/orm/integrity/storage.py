@@ -47,6 +47,10 @@ class KeyStorage(Protocol):
     def equality(self) -> Equality:
         """How wide the column's own `=` is."""
 
+    @property
+    def is_native(self) -> bool:
+        """Whether the server knows what kind of keys these are, so that each has one spelling."""
+
     def typed(self, column: sa.Column[Any]) -> sa.ColumnElement[Any]:
         """The column as keyset pages order and compare it: by its own rules and through its own index."""
 
@@ -68,6 +72,7 @@ class IntegerStorage:
 
     kind = KeyKind.INTEGER
     equality = Equality.IDENTICAL
+    is_native = True
 
     def typed(self, column: sa.Column[Any]) -> sa.ColumnElement[Any]:
         """Compared as BIGINT: bound as the column's own INTEGER, a key beyond it would be an error."""
@@ -101,6 +106,7 @@ class TextStorage:
     """Text under the column's own collation, which may call different texts equal."""
 
     kind = KeyKind.TEXT
+    is_native = False
 
     def __init__(self, facts: ColumnFacts) -> None:
         self.facts = facts
@@ -160,8 +166,8 @@ class UuidStorage:
     equality = Equality.IDENTICAL
 
     def __init__(self, facts: ColumnFacts) -> None:
-        self.native = facts.type_name == "uuid" and facts.dialect != "sqlite"
-        self._native_objects = self.native and facts.dialect == "postgresql"
+        self.is_native = facts.type_name == "uuid" and facts.dialect != "sqlite"
+        self._native_objects = self.is_native and facts.dialect == "postgresql"
         self._text = TextStorage(facts)
 
     def typed(self, column: sa.Column[Any]) -> sa.ColumnElement[Any]:
@@ -187,7 +193,7 @@ class UuidStorage:
         if self._native_objects:
             return (key,)
         dashed = str(key)
-        if self.native:
+        if self.is_native:
             return (dashed,)
         return (key.hex, dashed, key.hex.upper(), dashed.upper())
 

@@ -15,6 +15,7 @@ from crosstie.orm.integrity.scan import Ends, KeyScan
 from crosstie.orm.integrity.skip import SkipScan
 from crosstie.orm.integrity.storage import KeyKind
 from crosstie.orm.integrity.union import ParentUnion, UnionScan
+from crosstie.orm.integrity.uuids import PackedUuidScan
 from crosstie.orm.integrity.words import WordScan
 
 __all__ = ["choose_scan"]
@@ -30,7 +31,7 @@ _INTEGER_SCANS: Final[Mapping[Strategy, Callable[[Ends], KeyScan]]] = {
 
 _SCANS: Final[Mapping[KeyKind, Mapping[Strategy, Callable[[Ends], KeyScan]]]] = {
     KeyKind.INTEGER: _INTEGER_SCANS,
-    KeyKind.UUID: {Strategy.FETCH: UuidScan},
+    KeyKind.UUID: {Strategy.FETCH: UuidScan, Strategy.PACKED: PackedUuidScan},
     KeyKind.TEXT: {Strategy.FETCH: TextScan},
 }
 
@@ -44,7 +45,9 @@ def choose_scan(ends: Ends, strategy: Strategy) -> KeyScan:
         first, *others = ends.parent.parents
         return UnionScan(choose_scan(replace(ends, parent=first), strategy), others)
     kind = ends.parent.storage.kind
-    scans = _SCANS[kind]
+    scans = dict(_SCANS[kind])
+    if kind is KeyKind.UUID and not (ends.child.packs and ends.parent.packs):
+        del scans[Strategy.PACKED]
     if strategy not in scans:
         raise KeysNotComparable(
             f"expected keys that the strategy {strategy} can read, found keys of kind {kind} in {ends.child.end}. "
