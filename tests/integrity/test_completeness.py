@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from crosstie.orm.integrity import (
     Strategy,
     bulk,
     integers,
+    uuids,
 )
 from crosstie.orm.integrity.child import ChildColumn
 from crosstie.orm.integrity.integers import IntegerParents
@@ -28,7 +30,7 @@ from crosstie.orm.integrity.packing import Distances, IntegerPacking, distances
 from crosstie.orm.integrity.scan import Ends, KeyScan, Page
 from crosstie.orm.integrity.strategies import choose_scan
 from crosstie.orm.integrity.tiling import Tile, require_count, require_tiling
-from integrity.tables import TEXT_TYPES, Linked, linked, orphans
+from integrity.tables import TEXT_TYPES, UUID_TYPES, Linked, linked, orphans
 
 ONE = pytest.mark.parametrize("pair", [("sqlite", "postgresql")], indirect=True, ids="-".join)
 ALL_CHILDREN = pytest.mark.parametrize(
@@ -103,6 +105,37 @@ def test_an_answer_cut_short_is_incomplete(world: Linked, monkeypatch: pytest.Mo
     result = world.audit(strategy=strategy)
     assert result.state is AuditState.INCOMPLETE
     assert "has cut its answer short" in (result.reason or "")
+
+
+@TWO_THAT_PACK
+@pytest.mark.parametrize("fault", ["lost", "cut", "empty", "early"])
+def test_a_page_of_uuids_that_lacks_some_is_incomplete(
+    configured: Pair, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """A key is left out of the value, the server cuts it, a page comes back empty, or the scan ends early."""
+    world = linked(configured, UUID_TYPES, declared=sa.Uuid)
+    keys = [str(uuid.UUID(int=(n * 0x9E3779B97F4A7C15F39CC0605CEDC835) % 2**128, version=4)) for n in range(60)]
+    world.register(keys)
+    world.post(list(enumerate(keys)))
+    assert world.audit(chunk_size=5).state is AuditState.OK
+    packed, groups, first = uuids._packed, ChildColumn.groups_within, ChildColumn.first
+    if fault == "lost":
+        without = sa.literal(keys[7], sa.String())
+        monkeypatch.setattr(
+            uuids,
+            "_packed",
+            lambda kind, key: packed(kind, sa.case((sa.cast(key, sa.CHAR(36)) != without, key), else_=None)),
+        )
+    elif fault == "cut" and world.child.kind == "mariadb":
+        monkeypatch.setattr(bulk, "CONCAT_LIMIT", 70)
+    elif fault == "empty":
+        monkeypatch.setattr(ChildColumn, "groups_within", lambda self: groups(self).where(sa.false()))
+    else:
+        monkeypatch.setattr(ChildColumn, "first", lambda self, *args: None if args[0] else first(self, *args))
+    result = world.audit(chunk_size=5)
+    assert result.state is AuditState.INCOMPLETE
+    told = ("has cut its answer short", "has found none", "0 were read, but there are 55")
+    assert any(one in (result.reason or "") for one in told)
 
 
 @ONE

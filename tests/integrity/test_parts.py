@@ -24,6 +24,7 @@ from crosstie.orm.integrity import (
     audit_chunk,
     conclude_audit,
     plan_audit,
+    uuids,
 )
 from integrity.tables import TEXT_TYPES, UUID_TYPES, Linked, linked, orphans
 
@@ -35,9 +36,11 @@ def through_json(value: Any) -> Any:
     return type(value).of(json.loads(json.dumps(value.as_document())))
 
 
-def in_parts(world: Linked, chunks: int, page_size: int, **options: Any) -> tuple[AuditPlan, list[ChunkResult]]:
+def in_parts(
+    world: Linked, chunks: int, page_size: int, *, strategy: Strategy | None = None, **options: Any
+) -> tuple[AuditPlan, list[ChunkResult]]:
     """Run all chunks, the last one first, and the rest of each as a chunk of its own."""
-    plan: AuditPlan = through_json(plan_audit(world.reference, page_size=page_size, chunks=chunks))
+    plan: AuditPlan = through_json(plan_audit(world.reference, page_size=page_size, chunks=chunks, strategy=strategy))
     left = list(plan.chunks)
     results: dict[int, list[ChunkResult]] = {}
     while left:
@@ -51,7 +54,9 @@ def in_parts(world: Linked, chunks: int, page_size: int, **options: Any) -> tupl
 
 
 @pytest.mark.parametrize("kind", ["integer", "uuid", "text"])
-def test_the_verdict_over_parts_is_that_of_the_whole(configured: Pair, kind: str) -> None:
+def test_the_verdict_over_parts_is_that_of_the_whole(
+    configured: Pair, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Every chunk ends after one page, and its rest is run later; all the orphans are found, each once."""
     keys: list[Any]
     if kind == "integer":
@@ -64,7 +69,10 @@ def test_the_verdict_over_parts_is_that_of_the_whole(configured: Pair, kind: str
     world.register(key for n, key in enumerate(keys) if n % 7)
     world.post([(n, key) for n, key in enumerate([*keys, *keys])])
 
-    plan, results = in_parts(world, 3, 4, budget_s=0.0)
+    monkeypatch.setattr(uuids, "_PAGES_TOGETHER", 1)
+    strategy = Strategy.PACKED if kind == "integer" else None
+
+    plan, results = in_parts(world, 3, 4, strategy=strategy, budget_s=0.0)
 
     assert len(plan.chunks) > 1
     assert len(results) >= 10

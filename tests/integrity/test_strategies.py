@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import threading
+import uuid
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bench.databases import Pair
 from crosstie.orm.integrity import AuditState, Strategy, audit_chunk, bitmap, conclude_audit, plan_audit
+from crosstie.orm.integrity import uuids as packed_uuids
+from crosstie.orm.integrity.integers import among
 from crosstie.orm.integrity.packed import PackedScan
+from crosstie.orm.integrity.packing import distances
 from crosstie.orm.integrity.planner import Situation, choose_strategy
 from crosstie.orm.integrity.storage import KeyKind
-from integrity.tables import Linked, linked, orphans
+from crosstie.orm.integrity.widths import PageWidth
+from integrity.tables import UUID_TYPES, Linked, linked, orphans
+from integrity.test_uuids import some_uuids
 
 NEAR = st.integers(-80, 200)
 FAR = st.one_of(NEAR, st.integers(-(2**63), 2**63 - 1), st.sampled_from([2**31, -(2**31) - 1, 2**63 - 1, -(2**63)]))
@@ -69,6 +77,107 @@ def test_every_strategy_agrees_with_brute_force(configured: Pair, keys: st.Searc
                 assert answer.child_rows == len(children) - children.count(None)
 
     compare()
+
+
+TIMES = st.builds(
+    lambda at, low: uuid.UUID(int=at << 80 | 7 << 76 | 2 << 62 | low), st.integers(0, 3), st.integers(0, 20)
+)
+UUIDS = st.one_of(
+    st.sampled_from(some_uuids()), TIMES, st.builds(lambda n: uuid.UUID(int=n), st.integers(0, 2**128 - 1))
+)
+ALL_THAT_PACK = pytest.mark.parametrize(
+    "pair",
+    [("postgresql", "mariadb"), ("mariadb", "postgresql"), ("postgresql", "postgresql"), ("mariadb", "mariadb")],
+    indirect=True,
+    ids="-".join,
+)
+
+
+@ALL_THAT_PACK
+def test_uuids_agree_with_brute_force(configured: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of every version, alike in their first or last bytes; pages of both ends have few, in each server's order."""
+    world = linked(configured, UUID_TYPES, declared=sa.Uuid)
+    monkeypatch.setattr(packed_uuids, "_PAGES_TOGETHER", 2)
+    monkeypatch.setattr(packed_uuids, "_PARENTS_AT_ONCE", 7)
+    monkeypatch.setattr(packed_uuids, "_CROWDED", 3)
+
+    @settings(
+        max_examples=12,
+        deadline=None,
+        derandomize=True,
+        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    )
+    @given(
+        children=st.lists(st.one_of(st.none(), UUIDS), min_size=3, max_size=60),
+        parents=st.sets(UUIDS, max_size=40),
+        copied=st.integers(0, 10),
+        page_size=st.integers(1, 20),
+        chunks=st.integers(1, 3),
+    )
+    def compare(
+        children: list[uuid.UUID | None], parents: set[uuid.UUID], copied: int, page_size: int, chunks: int
+    ) -> None:
+        parents = parents | {key for key in children[:copied] if key is not None}
+        world.child.execute("DELETE FROM posts")
+        world.parent.execute("DELETE FROM users")
+        world.register(map(str, parents))
+        world.post([(n, None if key is None else str(key)) for n, key in enumerate(children)])
+        expected = {n: key for n, key in enumerate(children) if key is not None and key not in parents}
+        for strategy in (Strategy.PACKED, Strategy.FETCH):
+            plan = plan_audit(world.reference, page_size=page_size, chunks=chunks, strategy=strategy)
+            answer = conclude_audit(
+                world.reference, plan, [audit_chunk(world.reference, plan, chunk) for chunk in plan.chunks]
+            )
+            assert (strategy, answer.reason, orphans(answer)) == (strategy, None, expected)
+            assert answer.keys_checked == len(set(children) - {None})
+            assert answer.child_rows == len(children) - children.count(None)
+
+    compare()
+
+
+@given(st.lists(UUIDS, unique=True, max_size=60), st.lists(UUIDS, max_size=60), st.booleans())
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_a_set_of_uuids_leaves_what_it_has_not_met(keys: list[uuid.UUID], met: list[uuid.UUID], ordered: bool) -> None:
+    """Pure: the same as a set of Python's, in whatever order they come."""
+    wanted = packed_uuids.UuidSet(halves(sorted(keys) if ordered else keys))
+    wanted.strike(halves([*met, *keys[:20]]))
+    left = wanted.left()
+    assert len(left) == len(set(left))
+    assert set(left) == set(keys) - set(met) - set(keys[:20])
+
+
+def halves(keys: Iterable[uuid.UUID]) -> packed_uuids.Halves:
+    """As a server has sent them."""
+    return packed_uuids._halves(b"".join(key.bytes for key in keys))
+
+
+@given(st.sets(FAR, max_size=50), st.sets(FAR, max_size=50))
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_integers_are_among_others_or_not(keys: set[int], others: set[int]) -> None:
+    """Pure: dense or far apart, the others beyond the keys on either side."""
+    ascending = sorted(keys)
+    base = ascending[0] if ascending else 0
+    above = [other for other in others if 0 <= other - base < 2**64]
+    found = among(distances(ascending, base), distances(above, base))
+    assert found.tolist() == [key in others for key in ascending]
+
+
+def test_a_page_is_as_wide_as_its_keys_are_far_apart() -> None:
+    """Dense keys at once, others after a few pages; one that has too many is read again, narrower."""
+    dense = PageWidth(100, 10_000, 10_000)
+    assert dense.width == 100
+    dense.found(100, 100)
+    assert dense.width == 100
+    sparse = PageWidth(100, 2**63, 2**63)
+    pages = 0
+    while sparse.width < 50 * 2**30:
+        sparse.found(sparse.width, sparse.width // 2**30)
+        pages += 1
+    assert pages < 15
+    assert sparse.width // 2**30 < 100
+    guessed = PageWidth(100, 2**63, 1_000)
+    assert guessed.too_many(guessed.width, 101)
+    assert not guessed.too_many(guessed.width, 100)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -185,6 +294,8 @@ SITUATION = Situation(
         ({"indexed": False, "rows": 40_000, "keys": 40_000, "parents": 100}, Strategy.PACKED, "in order"),
         ({"indexed": False, "child_is_pageable": False}, Strategy.PACKED, "each page reads the table"),
         ({"kind": KeyKind.TEXT}, Strategy.FETCH, "kind text"),
+        ({"kind": KeyKind.UUID}, Strategy.PACKED, "as bytes"),
+        ({"kind": KeyKind.UUID, "both_pack": False}, Strategy.FETCH, "kind uuid"),
     ],
 )
 def test_the_choice_follows_from_the_numbers(changes: dict[str, Any], strategy: Strategy, reason: str) -> None:

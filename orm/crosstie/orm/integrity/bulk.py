@@ -11,7 +11,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from crosstie.orm.database import Database
-from crosstie.orm.prepared import compile_once, is_watched
+from crosstie.orm.prepared import Prepared, is_watched
 
 __all__ = ["CONCAT_LIMIT", "BulkQuery"]
 
@@ -26,8 +26,7 @@ class BulkQuery:
 
     def __init__(self, database: Database, query: sa.Select[Any]) -> None:
         self._database = database
-        self._compiled = compile_once(query, database.autocommit.dialect)
-        self._sql = _unlimited(database.kind, self._compiled.sql)
+        self._prepared = Prepared(query)
 
     def row(self, values: Mapping[str, Any] = _NO_VALUES, connection: sa.Connection | None = None) -> tuple[Any, ...]:
         """The row for these values, by the names of the query's parameters, as the driver gives it.
@@ -41,17 +40,17 @@ class BulkQuery:
                 return self._row(own, values)
 
     def _row(self, connection: sa.Connection, values: Mapping[str, Any]) -> tuple[Any, ...]:
-        parameters = self._compiled.parameters(values)
+        sql, parameters = self._prepared.rendered(connection.dialect, values)
         if self._database.kind != "postgresql" or is_watched(connection.engine):
-            return tuple(connection.exec_driver_sql(self._sql, parameters).one())
+            return tuple(connection.exec_driver_sql(_unlimited(self._database.kind, sql), parameters).one())
         cursor: Any = None
         try:
             # As text each byte of a BYTEA is two; and a plan made for any range would take it for a small one.
             cursor = connection.connection.cursor(binary=True)
-            (row,) = cursor.execute(self._sql, parameters, prepare=False).fetchall()
+            (row,) = cursor.execute(sql, parameters, prepare=False).fetchall()
             cursor.close()
         except BaseException as error:  # noqa: BLE001 - raised again, as SQLAlchemy's own error
-            connection._handle_dbapi_exception(error, self._sql, None, cursor, None)
+            connection._handle_dbapi_exception(error, sql, None, cursor, None)
         return tuple(row)
 
 

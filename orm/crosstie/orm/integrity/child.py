@@ -135,9 +135,8 @@ class ChildColumn:
 
     def _few_rows(self, keys: Sequence[Key]) -> dict[Key, KeyRows] | None:
         """By one statement for each list of keys; None where there are more rows than are looked at one by one."""
-        wanted = set(keys)
         found: dict[Key, list[RowKey]] = {}
-        for values in self._spellings(keys):
+        for wanted, values in self._lists(keys):
             rows = self._rows(self._by_key().where(self._typed.in_(values)).limit(_ROWS_AT_ONCE))
             if len(rows) >= _ROWS_AT_ONCE:
                 return None
@@ -154,15 +153,13 @@ class ChildColumn:
         found: dict[Key, list[RowKey]] = {key: [] for key in totals}
         for group in _groups(totals):
             for key, row_key in self._row_keys(group, totals):
-                if key in found:
-                    found[key].append(row_key)
+                found[key].append(row_key)
         return {key: KeyRows(max(totals[key], len(rows)), tuple(rows)) for key, rows in found.items() if rows}
 
     def _row_counts(self, keys: Sequence[Key]) -> dict[Key, int]:
-        wanted = set(keys)
         totals: dict[Key, int] = {}
         key = self._distinct.label("key")
-        for values in self._spellings(keys):
+        for wanted, values in self._lists(keys):
             query = sa.select(key, sa.func.count()).where(self._typed.in_(values)).group_by(key)
             for raw, rows in self._rows(query):
                 found = self.storage.key(raw)
@@ -173,20 +170,27 @@ class ChildColumn:
     def _row_keys(self, keys: Sequence[Key], totals: Mapping[Key, int]) -> Iterator[tuple[Key, RowKey]]:
         query = self._by_key()
         if len(keys) == 1 and totals[keys[0]] > ROWS_PER_KEY:
-            statements = [query.where(self.storage.only(self.end.column, keys[0])).limit(ROWS_PER_KEY)]
+            only = query.where(self.storage.only(self.end.column, keys[0])).limit(ROWS_PER_KEY)
+            statements = [({keys[0]}, only)]
         else:
-            statements = [query.where(self._typed.in_(values)) for values in self._spellings(keys)]
-        for statement in statements:
+            statements = [(wanted, query.where(self._typed.in_(values))) for wanted, values in self._lists(keys)]
+        for wanted, statement in statements:
             for row in self._rows(statement):
-                yield self.storage.key(row[0]), tuple(row[1:])
+                if (key := self.storage.key(row[0])) in wanted:
+                    yield key, tuple(row[1:])
 
     def _by_key(self) -> sa.Select[Any]:
         columns = [column.label(f"k{number}") for number, column in enumerate(self.end.primary_key)]
         return sa.select(self._distinct, *columns).order_by(*self.end.primary_key)
 
-    def _spellings(self, keys: Sequence[Key]) -> Iterator[Sequence[Raw]]:
-        values = [raw for key in keys for raw in self.storage.spellings(key)]
-        return batches(values, values_per_statement(self.database))
+    def _lists(self, keys: Sequence[Key]) -> Iterator[tuple[set[Key], list[Raw]]]:
+        """Keys that one statement asks about, and their spellings.
+
+        Two lists may find the same row, by a collation that calls their keys equal: it counts for its own key only.
+        """
+        spellings = max((len(self.storage.spellings(key)) for key in keys), default=1)
+        for some in batches(keys, values_per_statement(self.database) // max(spellings, 1)):
+            yield set(some), [raw for key in some for raw in self.storage.spellings(key)]
 
     # -- reading --------------------------------------------------------------------------------------------
 

@@ -37,25 +37,14 @@ class ParentColumn:
         """Whether the server can send many of its keys as one value."""
         return packs(self.database.kind) and self.storage.is_native
 
-    def keys_within(self) -> sa.Select[Any]:
-        """The query for the keys between its parameters `lo` and `hi`, these included, in the column's order."""
-        return sa.select(self._typed.label("key")).where(within(self._typed)).order_by(self._typed)
+    def keys_within(self, *, bounded: bool = True) -> sa.Select[Any]:
+        """The query for the keys from its parameter `lo` on, in order; `bounded` up to `hi`, this included."""
+        condition = within(self._typed) if bounded else self._typed >= sa.bindparam("lo", type_=self._typed.type)
+        return sa.select(self._typed.label("key")).where(condition).order_by(self._typed)
 
     def first(self) -> Raw | None:
         """The smallest key by the column's order; None where there is none."""
-        return next(iter(self._values(self._ordered(self._typed).limit(1))), None)
-
-    def last(self) -> Raw | None:
-        """The greatest key by the column's order; None where there is none."""
-        return next(iter(self._values(self._ordered(self._typed.desc()).limit(1))), None)
-
-    def boundary(self, lo: Raw, upto: Raw, limit: int) -> Raw | None:
-        """The key that lies `limit` rows above `lo`; None where it would be above `upto`."""
-        above = self._ordered(self._typed).where(self._typed >= lo, self._typed <= upto)
-        return next(iter(self._values(above.offset(limit).limit(1))), None)
-
-    def _ordered(self, order: sa.ColumnElement[Any]) -> sa.Select[Any]:
-        return sa.select(self._typed).where(self.end.column.is_not(None)).order_by(order)
+        return next(iter(self._values(sa.select(self._typed).order_by(self._typed).limit(1))), None)
 
     @property
     def is_unique(self) -> bool:

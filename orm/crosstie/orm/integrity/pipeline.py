@@ -6,9 +6,10 @@ One thread for each end, because a driver's call blocks until its server has ans
 from __future__ import annotations
 
 import contextvars
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple, TypeVar
+from contextlib import contextmanager
+from typing import Any, NamedTuple, TypeVar
 
 from crosstie.orm.integrity.confirmation import Moment
 from crosstie.orm.integrity.errors import ScanIncomplete
@@ -17,9 +18,8 @@ from crosstie.orm.integrity.plan import KeyRange
 from crosstie.orm.integrity.scan import KeyScan, Page
 from crosstie.orm.integrity.tiling import Tile
 
-__all__ = ["Compared", "compared_pages"]
+__all__ = ["Compared", "compared_pages", "read_ahead"]
 
-A = TypeVar("A")
 T = TypeVar("T")
 
 
@@ -57,6 +57,21 @@ def compared_pages(scan: KeyScan, chunk: KeyRange, now: Callable[[], Moment]) ->
             yield Compared(page.tile, asking.result(), since)
 
 
-def _submit(pool: ThreadPoolExecutor, work: Callable[[A], T], argument: A) -> Future[T]:
+def _submit(pool: ThreadPoolExecutor, work: Callable[..., T], *arguments: Any) -> Future[T]:
     """With the caller's context: it tells which tenant's or shard's database a name means."""
-    return pool.submit(contextvars.copy_context().run, work, argument)
+    return pool.submit(contextvars.copy_context().run, work, *arguments)
+
+
+@contextmanager
+def read_ahead(items: Iterator[T]) -> Generator[Iterator[T]]:
+    """The same items, of which a thread reads the next one while the caller works on one; it begins at once."""
+
+    def ahead() -> Iterator[T]:
+        reading = first
+        while (item := reading.result()) is not None:
+            reading = _submit(reader, next, items, None)
+            yield item
+
+    with ThreadPoolExecutor(1, thread_name_prefix="crosstie-audit-ahead") as reader:
+        first = _submit(reader, next, items, None)
+        yield ahead()

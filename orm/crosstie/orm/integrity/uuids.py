@@ -23,6 +23,7 @@ from crosstie.orm.integrity.errors import ScanIncomplete
 from crosstie.orm.integrity.findings import Key
 from crosstie.orm.integrity.packing import concatenated, whole
 from crosstie.orm.integrity.parent import ParentColumn
+from crosstie.orm.integrity.pipeline import read_ahead
 from crosstie.orm.integrity.scan import Ends, Page
 from crosstie.orm.integrity.statistics import column_statistics
 from crosstie.orm.integrity.storage import Raw
@@ -40,6 +41,8 @@ _PARENTS_AT_ONCE: Final = 200_000
 """Keys in one value: 3.2 MB, below every server's limit of a packet."""
 _ASKED_FACTOR: Final = 16
 """Asking about a key costs a parent as much as sending so many of its own."""
+_CROWDED: Final = 16
+"""Keys in one bucket, from which on they are not evenly spread."""
 _ATTEMPTS: Final = 5
 """How often a page is read again that had grown, or was gone, when it was read."""
 
@@ -72,11 +75,13 @@ class PackedUuidScan:
     def missing(self, page: Page) -> Sequence[Key]:
         """Those of the page's keys that are left when all parents have been seen, or that the parent does not know."""
         first, read = page.keys
-        wanted = UuidSet(read)
         if self._parents.expected > _ASKED_FACTOR * len(read):
-            return self.ends.parent.absent(wanted.left())
-        for parents in self._parents.between(first, page.tile.hi) if self._by_bytes else self._parents.all():
-            wanted.strike(parents)
+            return self.ends.parent.absent(UuidSet(read).left())
+        every = self._parents.between(first, page.tile.hi) if self._by_bytes else self._parents.all()
+        with read_ahead(every) as pages:
+            wanted = UuidSet(read)
+            for parents in pages:
+                wanted.strike(parents)
         return wanted.left()
 
 
@@ -146,10 +151,11 @@ class _Children:
 
 
 class _Parents:
-    """The parent's keys in its own order. A key that is left out is a candidate more, and confirmed to be there."""
+    """The parent's keys in its own order. One that is left out is a candidate more, which is confirmed to be there."""
 
     def __init__(self, parent: ParentColumn) -> None:
         self.parent = parent
+        self._queries: dict[bool, BulkQuery] = {}
 
     @cached_property
     def expected(self) -> int:
@@ -158,63 +164,89 @@ class _Parents:
 
     def all(self) -> Iterator[Halves]:
         """From the first key to the last."""
-        first, last = self.parent.first(), self.parent.last()
-        return iter(()) if first is None else self.between(first, last)
+        first = self.parent.first()
+        if first is not None:
+            yield from self.between(first, None)
 
-    def between(self, lo: Raw, last: Raw) -> Iterator[Halves]:
-        """Page by page; the last key of each is the first of the next."""
-        while lo is not None:
-            hi = self.parent.boundary(lo, last, _PARENTS_AT_ONCE)
-            count, data = self._query.row({"lo": lo, "hi": last if hi is None else hi})
-            yield _halves(whole(data, count, 16, self.parent.end))
-            lo = hi
+    def between(self, lo: Raw, hi: Raw | None) -> Iterator[Halves]:
+        """From one key to another, page by page; the last key of each is the first of the next."""
+        while True:
+            count, data = self._query(bounded=hi is not None).row({"lo": lo, "hi": hi})
+            page = _halves(whole(data, count, 16, self.parent.end))
+            yield page
+            if count < _PARENTS_AT_ONCE:
+                return
+            after, (lo,) = lo, self.parent.storage.spellings(_uuid(*page[-1].tolist()))
+            if lo == after:
+                raise ScanIncomplete(f"{self.parent.end} was not read in the order of its keys from {lo} on")
 
-    @cached_property
-    def _query(self) -> BulkQuery:
-        inner = self.parent.keys_within().order_by(None).subquery()
-        packed = _packed(self.parent.database.kind, inner.c.key)
-        return BulkQuery(self.parent.database, sa.select(sa.func.count(), packed).select_from(inner))
+    def _query(self, *, bounded: bool) -> BulkQuery:
+        query = self._queries.get(bounded)
+        if query is None:
+            inner = self.parent.keys_within(bounded=bounded).limit(_PARENTS_AT_ONCE).subquery()
+            packed = _packed(self.parent.database.kind, inner.c.key)
+            query = BulkQuery(self.parent.database, sa.select(sa.func.count(), packed).select_from(inner))
+            self._queries[bounded] = query
+        return query
 
 
 class UuidSet:
-    """Distinct UUIDs, of which those that are met are struck out; what is left has not been met, to the last bit."""
+    """Distinct UUIDs, of which those that are met are struck out; what is left has not been met, to the last bit.
+
+    A table of buckets: the keys of bucket b lie from starts[b] to starts[b + 1], and a key's bucket is the first bits
+    of its first half. Where these are not evenly spread (times, numbers in a row), they are those of a mixture.
+    """
 
     def __init__(self, keys: Halves) -> None:
-        mixed = _mixed(keys)
-        order = np.argsort(mixed)
-        self._keys = keys[order]
-        self._mixed = mixed[order]
+        self._high, self._low = np.ascontiguousarray(keys[:, 0]), np.ascontiguousarray(keys[:, 1])
         self._left = np.ones(len(keys), dtype=np.bool_)
-        # A key's bucket is the first bits of its mixture; the keys of bucket b lie from starts[b] to starts[b + 1].
-        bits = max(len(keys).bit_length() + 1, 1)
-        self._shift = np.uint64(64 - bits)
-        sizes = np.bincount((self._mixed >> self._shift).astype(np.int64), minlength=2**bits)
-        self._starts = np.concatenate(([0], np.cumsum(sizes)))
+        self._shift = np.uint64(63 - len(keys).bit_length())
+        self._mixes = False
+        ascending = bool(np.all(self._high[1:] >= self._high[:-1]))
+        sizes = self._sizes(self._high)
+        if not ascending or sizes.max() > _CROWDED:
+            self._mixes = True
+            mixed = _mixed(self._high, self._low)
+            order = np.argsort(mixed)
+            self._high, self._low = self._high[order], self._low[order]
+            sizes = self._sizes(mixed)
+        self._starts = np.zeros(len(sizes) + 1, dtype=np.int32)
+        np.cumsum(sizes, out=self._starts[1:])
+
+    def _sizes(self, spread: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
+        buckets = (spread >> self._shift).astype(np.int64)
+        return np.bincount(buckets, minlength=2 ** (64 - int(self._shift)))
 
     def strike(self, keys: Halves) -> None:
         """Strike these out, as far as they are there."""
-        mixed = _mixed(keys)
-        buckets = (mixed >> self._shift).astype(np.int64)
-        at, ends = self._starts[buckets], self._starts[buckets + 1]
-        asked = np.arange(len(keys))
+        high, low = np.ascontiguousarray(keys[:, 0]), np.ascontiguousarray(keys[:, 1])
+        spread = _mixed(high, low) if self._mixes else high
+        buckets = (spread >> self._shift).astype(np.int64)
+        at, ends, asked = self._starts[buckets], self._starts[buckets + 1], np.arange(len(keys))
         while True:
             more = at < ends
             at, ends, asked = at[more], ends[more], asked[more]
             if not len(at):
                 return
-            alike = self._mixed[at] == mixed[asked]
-            met = at[alike]
-            self._left[met[np.all(self._keys[met] == keys[asked[alike]], axis=1)]] = False
+            met = at[(self._high[at] == high[asked]) & (self._low[at] == low[asked])]
+            self._left[met] = False
             at = at + 1
 
     def left(self) -> list[Key]:
         """Those not struck out."""
-        return [uuid.UUID(int=(high << 64) + low) for high, low in self._keys[self._left].tolist()]
+        return [
+            _uuid(*halves)
+            for halves in zip(self._high[self._left].tolist(), self._low[self._left].tolist(), strict=True)
+        ]
 
 
-def _mixed(keys: Halves) -> npt.NDArray[np.uint64]:
-    """A number for each that is evenly spread, even where the keys are not: times, or numbers in a row."""
-    mixed = keys[:, 0] * np.uint64(0x9E3779B97F4A7C15) + keys[:, 1] * np.uint64(0xC2B2AE3D27D4EB4F)
+def _uuid(high: int, low: int) -> uuid.UUID:
+    return uuid.UUID(int=(high << 64) + low)
+
+
+def _mixed(high: npt.NDArray[np.uint64], low: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """A number for each, evenly spread."""
+    mixed = high * np.uint64(0x9E3779B97F4A7C15) + low * np.uint64(0xC2B2AE3D27D4EB4F)
     mixed ^= mixed >> np.uint64(32)
     return mixed * np.uint64(0xD6E8FEB86659FD93)
 

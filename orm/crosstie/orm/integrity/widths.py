@@ -20,7 +20,7 @@ class PageWidth:
         """About `expected` keys lie among `possible` ones; a wrong guess costs some pages more."""
         self.most = most
         self.width = 0
-        self._aim_at(min(possible, possible * most // max(expected, 1)))
+        self._aim_at(possible * most // max(expected, 1))
 
     def found(self, width: int, keys: int) -> None:
         """A page of this width had so many keys."""
