@@ -102,11 +102,11 @@ class _Wire:
     """Counts what crosstie's pages are made of: the bytes of packed values, and the child's distinct keys."""
 
     def __init__(self) -> None:
-        from crosstie.orm.integrity import packing, pipeline
+        from crosstie.orm.integrity import packing, pipeline, uuids
 
         self.bytes = 0
         self.keys = 0
-        whole, compared = packing._whole, pipeline.Compared
+        whole, compared = packing.whole, pipeline.Compared
 
         def counted(data: bytes | None, *rest: Any) -> bytes:
             self.bytes += len(data or b"")
@@ -116,7 +116,8 @@ class _Wire:
             self.keys += tile.keys
             return compared(tile, *rest)
 
-        packing._whole = counted
+        for module in (packing, uuids):
+            setattr(module, "whole", counted)  # noqa: B010 - it is imported there, and no part of the module's interface
         pipeline.Compared = told  # type: ignore[assignment,misc]
 
     def bytes_per_key(self) -> float:
