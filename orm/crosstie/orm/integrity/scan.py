@@ -32,14 +32,14 @@ class Page:
 class Ends:
     """What a scan reads: both columns, up to which key of the child (this included), and how many keys at a time.
 
-    `expected_keys` is an estimate of how many there are.
+    `expected_keys` is an estimate of how many there are, 0 where nobody knows.
     """
 
     child: ChildColumn
     parent: ParentColumn
     last: Raw
     page_size: int
-    expected_keys: int
+    expected_keys: int = 0
 
 
 class KeyScan(Protocol):
