@@ -13,11 +13,12 @@ from bench.databases import Solo, TestDatabase
 from bench.guard import configured_databases
 from bench.proxy import Moment, Proxy
 from crosstie.orm import transaction
+from crosstie.orm.answer import Answer
 from crosstie.orm.connection import ConnectionManager
 from crosstie.orm.errors import CommitInDoubt, DatabaseError, DuplicateKey, IntegrityViolation, NoSuchTable
 from crosstie.orm.final_statement import FinalStatement
 from crosstie.orm.local_transaction import LocalTransaction
-from crosstie.orm.prepared import Answer, Prepared
+from crosstie.orm.prepared import Prepared
 
 SERVERS = pytest.mark.parametrize("database", ["postgresql", "mariadb"], indirect=True)
 POSTGRESQL = pytest.mark.parametrize("database", ["postgresql"], indirect=True)
@@ -40,7 +41,7 @@ def together(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     kinds: list[str] = []
     original = FinalStatement.run_and_commit
 
-    def run_and_commit(self: FinalStatement, database: Any, connection: sa.Connection) -> tuple[Answer, str]:
+    def run_and_commit(self: FinalStatement, database: Any, connection: sa.Connection) -> Answer:
         kinds.append(database.kind)
         return original(self, database, connection)
 

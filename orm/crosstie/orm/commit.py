@@ -12,12 +12,12 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from crosstie.orm.answer import Answer
 from crosstie.orm.database import Database
 from crosstie.orm.driver_errors import Failure, classify, describe
 from crosstie.orm.errors import CommitInDoubt, TransactionPoisoned
 from crosstie.orm.final_statement import FinalStatement
 from crosstie.orm.in_transaction import in_transaction
-from crosstie.orm.prepared import Answer
 
 __all__ = ["commit_verified"]
 
@@ -49,11 +49,10 @@ def commit_verified(
     answer = None
     try:
         if final is not None:
-            answer, tag = final.run_and_commit(database, connection)
+            answer = final.run_and_commit(database, connection)
+            tag = answer.tag or tag
         elif database.kind == "postgresql":
-            with raw.cursor() as cursor:  # type: ignore[union-attr]
-                cursor.execute("COMMIT")
-                tag = cursor.statusmessage
+            tag = _commit_postgresql(raw)
         for statement in by:
             with raw.cursor() as cursor:  # type: ignore[union-attr]
                 cursor.execute(statement)
@@ -83,6 +82,17 @@ def commit_verified(
             "Nothing was committed; run the whole block again."
         )
     return answer
+
+
+def _commit_postgresql(raw: Any) -> str:
+    """COMMIT, and what PostgreSQL says that it did."""
+    from crosstie.orm import pipeline  # needs the driver, which others do without
+
+    if pipeline.is_possible(raw):
+        return pipeline.commit(raw)
+    with raw.cursor() as cursor:
+        cursor.execute("COMMIT")
+        return str(cursor.statusmessage)
 
 
 def _end_on_our_side(root: sa.Transaction, raw: Any) -> None:

@@ -17,11 +17,12 @@ from sqlalchemy import event
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from crosstie.orm.answer import Answer
 from crosstie.orm.configuration import ConnectionSettings
 from crosstie.orm.driver_errors import MappedErrors
 from crosstie.orm.liveness import Liveness
 from crosstie.orm.lock_wait import watch_sessions
-from crosstie.orm.prepared import Answer, Prepared
+from crosstie.orm.prepared import Prepared
 
 __all__ = ["Capabilities", "Database"]
 

@@ -12,9 +12,10 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from crosstie.orm.answer import Answer
 from crosstie.orm.database import Database
 from crosstie.orm.in_transaction import in_transaction
-from crosstie.orm.prepared import Answer, Prepared, is_watched
+from crosstie.orm.prepared import Prepared, is_watched
 
 __all__ = ["FinalStatement"]
 
@@ -41,21 +42,27 @@ class FinalStatement:
         """
         if is_watched(connection.engine):
             return False
-        # MariaDB hands rows out of a compound statement so slowly that the round trip is cheaper.
-        takes_both = database.kind == "postgresql" or (database.kind == "mariadb" and not self.returns)
-        return takes_both and in_transaction(database, connection.connection.dbapi_connection)
+        raw: Any = connection.connection.dbapi_connection
+        if database.kind == "postgresql":
+            from crosstie.orm import pipeline  # needs the driver, which others do without
 
-    def run_and_commit(self, database: Database, connection: sa.Connection) -> tuple[Answer, str]:
-        """Run it and COMMIT in one request; returns its answer and PostgreSQL's tag of the COMMIT.
+            takes_both = pipeline.is_possible(raw)
+        else:  # MariaDB hands rows out of a compound statement so slowly that the round trip is cheaper
+            takes_both = database.kind == "mariadb" and not self.returns
+        return takes_both and in_transaction(database, raw)
+
+    def run_and_commit(self, database: Database, connection: sa.Connection) -> Answer:
+        """Run it and COMMIT in one request; returns its answer, and on PostgreSQL the tag of the COMMIT.
 
         Raises the driver's errors; where the statement was refused, nothing is committed.
         """
-        raw: Any = connection.connection.dbapi_connection
         if database.kind == "postgresql":
-            from crosstie.orm.pipeline import run_and_commit  # needs the driver, which others do without
+            from crosstie.orm import pipeline
 
-            return run_and_commit(connection, self.statement, self.values)
+            sql, parameters = self.statement.numbered(connection.dialect, self.values)
+            return pipeline.execute(connection, sql, parameters, commits=True)
         sql, parameters = self.statement.rendered(connection.dialect, self.values)
+        raw: Any = connection.connection.dbapi_connection
         with raw.cursor() as cursor:
             cursor.execute(f"BEGIN NOT ATOMIC {sql}; COMMIT; END", parameters)
-            return Answer((), (), cursor.rowcount, None), "COMMIT"
+            return Answer((), (), cursor.rowcount)

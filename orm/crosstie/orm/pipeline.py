@@ -1,13 +1,13 @@
-"""PostgreSQL's pipeline: a statement and COMMIT leave in one packet, and are answered in one.
+"""PostgreSQL's pipeline: BEGIN, a statement and COMMIT, as many of them as are wanted, leave in one packet.
 
-The driver's own pipeline costs more in Python than it saves on a short way; this is the same on libpq's functions.
-https://www.postgresql.org/docs/current/libpq-pipeline-mode.html
+psycopg's cursor sends each by itself, and its own pipeline costs more in Python than it saves on a short way; this is
+the same on libpq's functions. https://www.postgresql.org/docs/current/libpq-pipeline-mode.html
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any, Final
 
 import psycopg
@@ -16,68 +16,88 @@ from psycopg import pq
 from psycopg.adapt import PyFormat, Transformer
 from psycopg.waiting import Ready, Wait
 
-from crosstie.orm.prepared import Answer, Prepared
+from crosstie.orm.answer import Answer
 
-__all__ = ["run_and_commit"]
+__all__ = ["commit", "execute", "is_possible"]
 
+_Text = tuple[str, tuple[int, ...]]
+"""Of a statement, with the types of its parameters."""
 _KNOWN: Final = "crosstie.prepared_statements"
-"""In the info of a connection: what is prepared on it, by its text."""
+"""In the info of a connection: what is prepared on it."""
+_ABLE: Final = pq.version() >= 140_000
+_OFF: Final = pq.PipelineStatus.OFF
+_IDLE: Final = pq.TransactionStatus.IDLE
+_SYNC: Final = pq.ExecStatus.PIPELINE_SYNC
+_FAILED: Final = frozenset({pq.ExecStatus.FATAL_ERROR, pq.ExecStatus.BAD_RESPONSE})
 _numbers: Final = itertools.count(1)
-_FAILED: Final = {pq.ExecStatus.FATAL_ERROR, pq.ExecStatus.BAD_RESPONSE}
 
 
-def run_and_commit(connection: sa.Connection, statement: Prepared, values: Mapping[str, Any]) -> tuple[Answer, str]:
-    """Run a statement, then COMMIT unless it fails; returns what the statement was answered, and COMMIT's tag.
+def is_possible(raw: Any) -> bool:
+    """Whether libpq can, nobody has a pipeline open, and no tracer has put a connection or cursor of its own here."""
+    return (
+        _ABLE
+        and type(raw) is psycopg.Connection
+        and raw.cursor_factory is psycopg.Cursor
+        and raw.pgconn.pipeline_status == _OFF
+    )
 
-    Raises psycopg's errors: the statement's own, which leaves the transaction failed and open, COMMIT's own, or
-    OperationalError where the connection was lost, and with it the answer.
+
+def execute(connection: sa.Connection, sql: str, parameters: Sequence[Any], *, commits: bool = False) -> Answer:
+    """Run a statement whose parameters are `$1` and so on, behind BEGIN where that is due; then COMMIT if it `commits`.
+
+    The answer is the statement's, and its `tag` that of the last command. Raises psycopg's errors: the statement's own,
+    which leaves a transaction failed and open, COMMIT's own, or OperationalError where the connection was lost.
     """
     raw: Any = connection.connection.dbapi_connection
-    sql, parameters = statement.numbered(connection.dialect, values)
     transformer = Transformer(raw)
-    arguments = transformer.dump_sequence(parameters, [PyFormat.TEXT] * len(parameters))
-    text = sql.encode(raw.info.encoding)
-    known = _prepared_on(connection)
-    name = known.get(text) or b"crosstie_%d" % next(_numbers)
-    with raw.lock:
-        pgconn: pq.abc.PGconn = raw.pgconn
-        try:
-            pgconn.enter_pipeline_mode()
-            if raw.prepare_threshold is None:  # it was said that nothing outlives its statement here
-                pgconn.send_query_params(text, arguments)
-            else:
-                if text not in known:
-                    pgconn.send_prepare(name, text)
-                pgconn.send_query_prepared(name, arguments)
+    values = transformer.dump_sequence(parameters, [PyFormat.AUTO] * len(parameters))
+    types, formats = transformer.types, transformer.formats
+    known = _prepared_on(connection, raw)
+    name = known.get((sql, types))
+    new = name is None and raw.prepare_threshold is not None and len(known) < (raw.prepared_max or len(known) + 1)
+    if new:
+        name = b"crosstie_%d" % next(_numbers)
+
+    def send(pgconn: pq.abc.PGconn) -> None:
+        if not raw.autocommit and pgconn.transaction_status == _IDLE:
+            pgconn.send_query_params(_begin(raw), None)
+        if name is None:
+            pgconn.send_query_params(sql.encode(raw.info.encoding), values, types, formats)
+        else:
+            if new:
+                pgconn.send_prepare(name, sql.encode(raw.info.encoding), types)
+            pgconn.send_query_prepared(name, values, formats)
+        if commits:
             pgconn.send_query_params(b"COMMIT", None)
-            pgconn.pipeline_sync()
-            results: Sequence[pq.abc.PGresult] = raw.wait(_results(pgconn))
-            pgconn.exit_pipeline_mode()
-        except BaseException:
-            raw.close()  # nobody else could make sense of what is still to come on it
-            raise
-    for result in results:
-        if result.status in _FAILED:
-            error = psycopg.errors.error_from_result(result, raw.info.encoding)
-            if isinstance(error, psycopg.errors.InvalidSqlStatementName):
-                known.clear()  # somebody else has deallocated it
-            raise error
-    if raw.prepare_threshold is not None:
-        known[text] = name
-    answer, commit = results[-2:]
+
+    try:
+        results = _exchange(raw, send)
+    except psycopg.errors.InvalidSqlStatementName:
+        known.clear()  # somebody else has deallocated it
+        raise
+    if new and name is not None:
+        known[sql, types] = name
+    answer = results[-2 if commits else -1]
     transformer.set_pgresult(answer)
+    description = [(answer.fname(column), answer.ftype(column)) for column in range(answer.nfields)]
     rows = transformer.load_rows(0, answer.ntuples, tuple)
-    return Answer(rows, (), answer.command_tuples or 0, None), (commit.command_status or b"").decode()
+    return Answer(rows, description, answer.command_tuples or 0, None, _tag(results))
 
 
-def _prepared_on(connection: sa.Connection) -> dict[bytes, bytes]:
-    """Names of what is prepared on the connection, by text, until psycopg deallocates all: it does after a ROLLBACK."""
-    known: dict[bytes, bytes] | None = connection.info.get(_KNOWN)
+def commit(raw: Any) -> str:
+    """COMMIT, unless nothing was begun; returns the server's tag. Raises as `execute` does."""
+    if raw.pgconn.transaction_status == _IDLE:
+        return "COMMIT"
+    return _tag(_exchange(raw, lambda pgconn: pgconn.send_query_params(b"COMMIT", None)))
+
+
+def _prepared_on(connection: sa.Connection, raw: Any) -> dict[_Text, bytes]:
+    """Names of what is prepared on the connection, until psycopg deallocates all: it does after a ROLLBACK."""
+    known: dict[_Text, bytes] | None = connection.info.get(_KNOWN)
     if known is not None:
         return known
-    ours: dict[bytes, bytes] = {}
+    ours: dict[_Text, bytes] = {}
     connection.info[_KNOWN] = ours
-    raw: Any = connection.connection.dbapi_connection
     theirs = raw._prepared  # it tells nobody else
     clear = theirs.clear
 
@@ -91,8 +111,26 @@ def _prepared_on(connection: sa.Connection) -> dict[bytes, bytes]:
     return ours
 
 
+def _exchange(raw: Any, send: Any) -> list[pq.abc.PGresult]:
+    """What the server answers to what `send` sends, up to its end, if all of it went well."""
+    with raw.lock:
+        pgconn: pq.abc.PGconn = raw.pgconn
+        try:
+            pgconn.enter_pipeline_mode()
+            send(pgconn)
+            pgconn.pipeline_sync()
+            results: list[pq.abc.PGresult] = raw.wait(_results(pgconn))
+            pgconn.exit_pipeline_mode()
+        except BaseException:
+            raw.close()  # nobody else could make sense of what is still to come on it
+            raise
+    for result in results:
+        if result.status in _FAILED:
+            raise psycopg.errors.error_from_result(result, raw.info.encoding)
+    return results
+
+
 def _results(pgconn: pq.abc.PGconn) -> Generator[Wait, Ready, list[pq.abc.PGresult]]:
-    """What the pipeline was answered, up to its end."""
     while pgconn.flush():
         if (yield Wait.RW) & Ready.R:
             pgconn.consume_input()
@@ -104,9 +142,25 @@ def _results(pgconn: pq.abc.PGconn) -> Generator[Wait, Ready, list[pq.abc.PGresu
                 pgconn.consume_input()
         result = pgconn.get_result()
         if result is not None:
-            if result.status == pq.ExecStatus.PIPELINE_SYNC:
+            if result.status == _SYNC:
                 return results
             results.append(result)
         elif ended:  # nothing follows the end of one statement's answer
             raise psycopg.OperationalError(f"the connection was lost: {pgconn.get_error_message()}")
         ended = result is None
+
+
+def _tag(results: Sequence[pq.abc.PGresult]) -> str:
+    return (results[-1].command_status or b"").decode()
+
+
+def _begin(raw: Any) -> bytes:
+    """What psycopg begins a transaction with, where it has been told what kind of one is wanted."""
+    parts = ["BEGIN"]
+    if raw.isolation_level is not None:
+        parts.append("ISOLATION LEVEL " + raw.isolation_level.name.replace("_", " "))
+    if raw.read_only is not None:
+        parts.append("READ ONLY" if raw.read_only else "READ WRITE")
+    if raw.deferrable is not None:
+        parts.append("DEFERRABLE" if raw.deferrable else "NOT DEFERRABLE")
+    return " ".join(parts).encode()

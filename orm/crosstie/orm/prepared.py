@@ -15,21 +15,14 @@ from weakref import WeakKeyDictionary, WeakSet
 import sqlalchemy as sa
 from sqlalchemy import event
 
-__all__ = ["Answer", "Prepared", "guard_others", "is_watched"]
+from crosstie.orm.answer import Answer
+
+__all__ = ["Prepared", "guard_others", "is_watched"]
 
 _NO_PARAMETERS: Final[Mapping[str, Any]] = {}
 
 Bind = tuple[str, str, Callable[[Any], Any] | None, Any]
 """A parameter: its name in the SQL, its name among the values, what makes the driver's value, what it is by default."""
-
-
-class Answer(NamedTuple):
-    """What a statement was answered: `rows` are the driver's own tuples, whose types `description` tells."""
-
-    rows: Sequence[Any]
-    description: Sequence[Sequence[Any]]
-    rowcount: int
-    lastrowid: Any
 
 
 class _Compiled(NamedTuple):
@@ -108,12 +101,18 @@ class Prepared:
         cursor: Any = None
         sql = ""
         try:
+            if connection.dialect.driver == "psycopg":
+                from crosstie.orm import pipeline  # needs the driver, which others do without
+
+                if pipeline.is_possible(connection.connection.dbapi_connection):
+                    sql, parameters = self.numbered(connection.dialect, values)
+                    return pipeline.execute(connection, sql, parameters)
             sql, parameters = self.rendered(connection.dialect, values)
             cursor = connection.connection.cursor()
             cursor.execute(sql, parameters)
             answer = Answer(
                 cursor.fetchall() if rows else (),
-                cursor.description,
+                cursor.description or (),
                 cursor.rowcount,
                 None if rows else getattr(cursor, "lastrowid", None),
             )
