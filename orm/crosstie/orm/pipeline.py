@@ -20,7 +20,7 @@ from crosstie.orm.answer import Answer
 
 __all__ = ["commit", "execute", "is_possible"]
 
-_Text = tuple[str, tuple[int, ...]]
+_Text = tuple[str, tuple[int, ...] | None]
 """Of a statement, with the types of its parameters."""
 _KNOWN: Final = "crosstie.prepared_statements"
 """In the info of a connection: what is prepared on it."""
