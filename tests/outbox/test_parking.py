@@ -15,7 +15,18 @@ from crosstie.orm.database import Database
 from crosstie.orm.errors import StaleRecord
 from crosstie.orm.local_transaction import current
 from crosstie.orm.transaction import statement_connection, transaction
-from crosstie.outbox import Event, event, operation, parking, relay, subscriber, subscription, sweep_lanes, sync_routes
+from crosstie.outbox import (
+    Event,
+    event,
+    operation,
+    parking,
+    relay,
+    subscriber,
+    subscription,
+    sweep,
+    sweep_lanes,
+    sync_routes,
+)
 from crosstie.outbox.batch import OutboxRow
 from crosstie.outbox.errors import BatchRefused, DeliveryFailed
 from crosstie.outbox.lane import Lease
@@ -46,6 +57,23 @@ def one_lane(pair: Pair, monkeypatch: pytest.MonkeyPatch, **settings: str) -> No
 def publish(account: str, number: int) -> None:
     """An event by itself."""
     Moved(account=account, number=number).publish("default")
+
+
+def test_parked_keys_of_many_lanes_are_tried_again_however_long_a_claim_takes(
+    configured: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time that a lane has while others wait is over before anything is done: something is done in each visit."""
+    monkeypatch.setattr(sweep, "VISIT_S", 0.0)
+    cured = threading.Event()
+    bank.subscribe(bank.poisoned_by(1, cured=cured))
+    accounts = [f"account-{number}" for number in range(8)]
+    bank.open_bank(accounts)
+    for name in accounts:
+        bank.transfer(name)
+    assert sweep_lanes("default", owner="one") == 0
+    assert len({lane for (lane,) in configured.first.rows("SELECT lane FROM crosstie_parked")}) > 1
+    cured.set()
+    assert sweep_now(configured) == 8
 
 
 def test_a_poison_event_is_parked_with_those_behind_it_and_they_arrive_in_order_once_it_can_be_applied(

@@ -376,39 +376,48 @@ class _Drain:
             self._log(logging.WARNING, f"parked with {len(moved) - 1 - len(blocked)} behind it: {done.failure}")
 
     def _redrive(self, out_of_time: Callable[[], bool]) -> None:
-        """Try the parked keys that are due, each in order; one that fails again waits longer."""
-        while not out_of_time():
+        """Try the parked keys that are due, each in order; one that fails again waits longer.
+
+        Time is looked at after a batch and not before it: where the claim alone takes too long, each visit moves some.
+        """
+        while True:
             heads = parking.look(self._source, self._lease)
             if heads.skipped:
                 with self._acknowledging(progress=True) as connection:
                     parking.remove(connection, self._lease, heads.skipped)
-                continue
-            if not heads.due:
+            elif not heads.due:
                 return
-            if not self._entered:
+            elif not self._entered:
                 self._enter()
                 continue
-            self._read_at_s = time.monotonic()
-            rows = parking.read_parked(self._source, self._lease, heads.due, limit=self._limit)
-            if any(row.deaths for row in rows) and not self._turn.mine:
-                if not self._beware():
+            else:
+                self._read_at_s = time.monotonic()
+                rows = parking.read_parked(self._source, self._lease, heads.due, limit=self._limit)
+                if any(row.deaths for row in rows) and not self._turn.mine:
+                    if not self._beware():
+                        return
+                    continue
+                known_alone = self._turn.mine and self._suspects.up_to == suspicion.KNOWN_ALONE
+                if known_alone and not any(row.deaths for row in rows):
+                    self._trust()
+                    continue
+                if not rows:
                     return
-                continue
-            known_alone = self._turn.mine and self._suspects.up_to == suspicion.KNOWN_ALONE
-            if known_alone and not any(row.deaths for row in rows):
-                self._trust()
-                continue
-            if not rows:
+                self._unpark(rows)
+            if out_of_time():
                 return
-            done = isolate(rows, self._apply, lambda _, __: False)
-            if done.refused:
-                self._pace.refused(len(done.applied))
-            with self._acknowledging(progress=bool(done.applied)) as connection:
-                parking.remove(connection, self._lease, [row.id for row in done.applied])
-                parking.note(connection, self._lease, self._blame(done))
-                fault_point("relay.unparked")
-            if done.failure is not None and done.bad is None:
-                raise done.failure
+
+    def _unpark(self, rows: Sequence[OutboxRow]) -> None:
+        """Apply parked events; one that cannot be is noted, and those behind it stay."""
+        done = isolate(rows, self._apply, lambda _, __: False)
+        if done.refused:
+            self._pace.refused(len(done.applied))
+        with self._acknowledging(progress=bool(done.applied)) as connection:
+            parking.remove(connection, self._lease, [row.id for row in done.applied])
+            parking.note(connection, self._lease, self._blame(done))
+            fault_point("relay.unparked")
+        if done.failure is not None and done.bad is None:
+            raise done.failure
 
     def _blame(self, done: Isolated) -> parking.Blame | None:
         if done.bad is None or done.failure is None:
