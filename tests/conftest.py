@@ -172,6 +172,16 @@ def rabbitmq_url() -> str:
 
 
 @pytest.fixture
+def no_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine that stalls, too, no lane and no key is due again before a test says so (`bank.ready_now`)."""
+    from crosstie.outbox import parking, relay
+
+    monkeypatch.setattr(relay, "HOLD_S", 60.0)
+    monkeypatch.setattr(relay, "backoff_s", lambda failures, **_: 60.0 * (failures + 1))
+    monkeypatch.setattr(parking, "FIRST_RETRY_S", 600.0)
+
+
+@pytest.fixture
 def own_registries(monkeypatch: pytest.MonkeyPatch) -> None:
     """Start without subscribers and doorbells, and forget at the end which event classes the test has defined."""
     from crosstie.orm.registry import registry

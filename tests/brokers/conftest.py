@@ -20,7 +20,7 @@ from outbox.bank import Moved
 
 
 @pytest.fixture(autouse=True)
-def _own_registries(own_registries: None) -> None:
+def _own_registries(own_registries: None, no_hurry: None) -> None:
     """For every test of this folder."""
 
 

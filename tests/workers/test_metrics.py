@@ -46,7 +46,9 @@ def here() -> Samples:
 
 
 @pytest.fixture
-def measured(configured_crash_pair: Pair, monkeypatch: pytest.MonkeyPatch, own_registries: None) -> Pair:
+def measured(
+    configured_crash_pair: Pair, monkeypatch: pytest.MonkeyPatch, own_registries: None, no_hurry: None
+) -> Pair:
     """This process counts what it does."""
     monkeypatch.setattr(measure, "_meters", [])
     monkeypatch.setattr(metrics, "_prepared", [])

@@ -13,7 +13,7 @@ import pytest
 
 from bench.databases import Pair, TestDatabase
 from crosstie.orm.connection import ConnectionManager
-from crosstie.outbox import event, parking, subscription, sweep_lanes
+from crosstie.outbox import event, subscription, sweep_lanes
 from outbox import bank
 
 FORTUNE = {"account": "private-name", "number": 1}
@@ -27,11 +27,14 @@ def cured() -> threading.Event:
 
 @pytest.fixture
 def pair(
-    configured_crash_pair: Pair, monkeypatch: pytest.MonkeyPatch, own_registries: None, cured: threading.Event
+    configured_crash_pair: Pair,
+    monkeypatch: pytest.MonkeyPatch,
+    own_registries: None,
+    no_hurry: None,
+    cured: threading.Event,
 ) -> Pair:
     """A bank whose first movement of each account cannot be applied: two accounts are parked, with two events each."""
     monkeypatch.setenv("CROSSTIE_CONNECTIONS", json.dumps(configured_crash_pair.configuration))
-    monkeypatch.setattr(parking, "FIRST_RETRY_S", 600.0)  # no key is due before a test says so
     bank.subscribe(bank.poisoned_by(1, cured=cured))
     bank.open_bank(["private-name", "b"])
     for name in ("private-name", "b"):
