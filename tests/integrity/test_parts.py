@@ -13,6 +13,7 @@ import pytest
 import sqlalchemy as sa
 
 from bench.databases import Pair
+from crosstie.orm.errors import DatabaseUnavailable
 from crosstie.orm.integrity import (
     AuditPlan,
     AuditState,
@@ -26,6 +27,7 @@ from crosstie.orm.integrity import (
     plan_audit,
     uuids,
 )
+from crosstie.orm.integrity.confirmation import Confirmation
 from integrity.tables import TEXT_TYPES, UUID_TYPES, Linked, linked, orphans
 
 ONE = pytest.mark.parametrize("pair", [("sqlite", "postgresql")], indirect=True, ids="-".join)
@@ -113,6 +115,24 @@ def test_what_an_error_stopped_is_run_again_from_there(world: Linked) -> None:
     world.parent.execute("ALTER TABLE hidden RENAME TO users")
     rest = audit_chunk(world.reference, plan, KeyRange(stopped.covered.hi, chunk.hi))
     assert conclude_audit(world.reference, plan, [replace(stopped, reason=None), rest]).state is AuditState.OK
+
+
+@ONE
+def test_pages_whose_candidates_were_not_judged_are_not_covered(world: Linked, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Candidates of several pages wait to be judged together; the database fails just then, and all are read again."""
+    world.post([(n, n) for n in range(20)])
+    plan = plan_audit(world.reference, page_size=5)
+    (chunk,) = plan.chunks
+    with monkeypatch.context() as patched:
+
+        def failing(*_: Any) -> None:
+            raise DatabaseUnavailable("it broke")
+
+        patched.setattr(Confirmation, "settle", failing)
+        stopped = audit_chunk(world.reference, plan, chunk)
+    assert (stopped.covered.is_empty, stopped.keys, stopped.reason) == (True, 0, "it broke")
+    rest = audit_chunk(world.reference, plan, KeyRange(stopped.covered.hi, chunk.hi))
+    assert (rest.keys, rest.orphan_keys, rest.reason) == (20, 20, None)
 
 
 @ONE
