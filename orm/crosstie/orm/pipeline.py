@@ -79,7 +79,7 @@ def execute(connection: sa.Connection, sql: str, parameters: Sequence[Any], *, c
         known[sql, types] = name
     answer = results[-2 if commits else -1]
     transformer.set_pgresult(answer)
-    description = [(answer.fname(column), answer.ftype(column)) for column in range(answer.nfields)]
+    description = [((answer.fname(column) or b"").decode(), answer.ftype(column)) for column in range(answer.nfields)]
     rows = transformer.load_rows(0, answer.ntuples, tuple)
     return Answer(rows, description, answer.command_tuples or 0, None, _tag(results))
 
