@@ -108,7 +108,13 @@ def settle(connection: sa.Connection, saga_id: str, kept: Collection[int], *, be
 
 def fall_due(connection: sa.Connection, saga_id: str) -> int:
     """Have what is open of a decided saga compensated; returns how many effects that are."""
-    return connection.execute(_moved(_open(saga_id), "due")).rowcount
+    return fall_due_all(connection, [saga_id])
+
+
+def fall_due_all(connection: sa.Connection, saga_ids: Collection[str]) -> int:
+    """The same for several sagas that are decided."""
+    which = sa.and_(effects.c.saga_id.in_(saga_ids), effects.c.state == "open")
+    return connection.execute(_moved(which, "due")).rowcount
 
 
 def compensate_again(ended: Sequence[Effect]) -> None:

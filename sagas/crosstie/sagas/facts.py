@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from crosstie.orm.database import Database
 from crosstie.orm.prepared import Prepared
 
-__all__ = ["TableFacts", "has_deferrable_constraints", "table_facts"]
+__all__ = ["FreshFacts", "TableFacts", "has_deferrable_constraints", "table_facts"]
 
 _TRANSACTIONAL_ENGINES = frozenset({"innodb", "rocksdb", "myrocks", "ndbcluster", "ndb", "tokudb", "xtradb"})
 
@@ -74,6 +74,22 @@ def table_facts(
     if facts.columns:
         tables[name] = facts, time.monotonic()
     return facts
+
+
+class FreshFacts:
+    """The facts of tables as one transaction finds them, each asked once: for work that must not go by older ones."""
+
+    def __init__(self, database: Database, connection: sa.Connection) -> None:
+        self.database = database
+        self.connection = connection
+        self._read: dict[tuple[str, str | None], TableFacts] = {}
+
+    def of(self, table: str, schema: str | None) -> TableFacts:
+        """The facts of this table."""
+        name = table, schema
+        if name not in self._read:
+            self._read[name] = table_facts(self.database, self.connection, table, schema, fresh=True)
+        return self._read[name]
 
 
 def has_deferrable_constraints(database: Database, connection: sa.Connection) -> bool:

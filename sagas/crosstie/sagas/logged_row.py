@@ -12,11 +12,10 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from crosstie.orm.database import Database
 from crosstie.orm.driver_errors import classify
 from crosstie.orm.errors import IntegrityViolation
 from crosstie.sagas.errors import RowConflict, UndoConflict
-from crosstie.sagas.facts import TableFacts, table_facts
+from crosstie.sagas.facts import FreshFacts, TableFacts
 from crosstie.sagas.image import Image, decode, encode, projection
 
 __all__ = ["Entry", "LoggedRow"]
@@ -33,19 +32,18 @@ class LoggedRow:
 
     def __init__(
         self,
-        database: Database,
-        connection: sa.Connection,
+        facts: FreshFacts,
         entry: Entry,
         *,
         forced: bool,
         conflicts: type[RowConflict] = UndoConflict,
     ) -> None:
         self.forced = forced
-        self.database = database
-        self.connection = connection
+        self.database = facts.database
+        self.connection = facts.connection
         self.entry = entry
         self.key: Image = entry["key"]
-        self.facts: TableFacts = table_facts(database, connection, entry["table"], entry.get("schema"), fresh=True)
+        self.facts: TableFacts = facts.of(entry["table"], entry.get("schema"))
         self.table = sa.table(
             entry["table"], *(sa.column(name) for name in self.facts.columns), schema=entry.get("schema")
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
@@ -30,15 +31,19 @@ __all__ = [
     "SagaRecord",
     "defer",
     "insert",
+    "insert_all",
     "insertion",
     "lock",
+    "lock_free",
     "move",
+    "move_all",
     "new_saga_id",
     "quarantine",
     "read",
     "read_state",
     "release",
     "state_in",
+    "states_in",
 ]
 
 
@@ -148,8 +153,17 @@ def insert(
     insertion(header, participant, state, undo_log=undo_log, expiry_s=expiry_s).run(connection)
 
 
+def insert_all(connection: sa.Connection, headers: Iterable[SagaHeader], participant: str, state: str) -> None:
+    """The same for the records of several sagas, without logs: all of them or none."""
+    connection.execute(_INSERT.statement, [dict(insertion(one, participant, state).values) for one in headers])
+
+
 def _key(saga_id: str, participant: str) -> sa.ColumnElement[bool]:
     return sa.and_(records.c.saga_id == saga_id, records.c.step == BLOCK_STEP, records.c.participant == participant)
+
+
+def _keys(saga_ids: Collection[str], participant: str) -> sa.ColumnElement[bool]:
+    return sa.and_(records.c.saga_id.in_(saga_ids), records.c.step == BLOCK_STEP, records.c.participant == participant)
 
 
 def read_state(connection: sa.Connection, saga_id: str, participant: str) -> str | None:
@@ -165,6 +179,15 @@ def state_in(saga_id: str, participant: str) -> str | None:
     if state is not None:
         await_durable(database)
     return state
+
+
+def states_in(saga_ids: Collection[str], participant: str) -> dict[str, str]:
+    """The states of a participant's records in these sagas; those without one are left out. A crash may forget them.
+
+    Raises UnknownConnection, DatabaseUnavailable.
+    """
+    query = sa.select(records.c.saga_id, records.c.state).where(_keys(saga_ids, participant))
+    return {row.saga_id: row.state for row in ConnectionManager.get(participant).rows(query)}
 
 
 def read(saga_id: str, participant: str) -> SagaRecord | None:
@@ -183,14 +206,24 @@ def lock(connection: sa.Connection, saga_id: str, participant: str) -> SagaRecor
     return None if row is None else SagaRecord.from_row(row)
 
 
+def lock_free(connection: sa.Connection, saga_ids: Collection[str], participant: str) -> list[SagaRecord]:
+    """A participant's records in these sagas that nobody else has locked, locked until the transaction ends."""
+    query = sa.select(records).where(_keys(saga_ids, participant)).with_for_update(skip_locked=True)
+    return [SagaRecord.from_row(row) for row in connection.execute(query)]
+
+
 def move(connection: sa.Connection, saga_id: str, participant: str, before: str, after: str) -> bool:
     """Move a record from one state to the next; False where it was no longer in `before`."""
-    result = connection.execute(
-        sa.update(records)
-        .where(_key(saga_id, participant), records.c.state == before)
-        .values(state=after, updated_at_ms=now_ms())
-    )
-    return result.rowcount == 1
+    return move_all(connection, [saga_id], participant, before, after) == 1
+
+
+def move_all(connection: sa.Connection, saga_ids: Collection[str], participant: str, before: str, after: str) -> int:
+    """The same for a participant's records in several sagas; returns how many were in `before`."""
+    # Not the bare column: by its index InnoDB would lock, and wait for, the records of all sagas in that state.
+    in_state = sa.func.coalesce(records.c.state, "") == before
+    return connection.execute(
+        sa.update(records).where(_keys(saga_ids, participant), in_state).values(state=after, updated_at_ms=now_ms())
+    ).rowcount
 
 
 def defer(connection: sa.Connection, found: SagaRecord, delay_s: float) -> None:

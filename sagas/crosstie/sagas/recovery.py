@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from crosstie.orm.connection import ConnectionManager
 from crosstie.orm.errors import CommitInDoubt, CrosstieError, DuplicateKey
@@ -20,13 +20,14 @@ from crosstie.sagas import effect, image, record, withdrawal
 from crosstie.sagas.branch_id import BranchId
 from crosstie.sagas.errors import RowConflict
 from crosstie.sagas.lock_wait import limit_lock_waits
+from crosstie.sagas.logged_row import Entry
 from crosstie.sagas.owed import resolve_owed
 from crosstie.sagas.preparable import finish, prepared_branches
 from crosstie.sagas.record import Mode, SagaHeader, SagaRecord
 from crosstie.sagas.resolution import Decision, Manner, Resolution, understood
 from crosstie.sagas.reversal import take_back, tell_of_copies
 
-__all__ = ["Decision", "Manner", "Resolution", "decide", "resolve", "undo_by_hand"]
+__all__ = ["Decision", "Manner", "Resolution", "decide", "resolve", "undo_all", "undo_by_hand"]
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +85,7 @@ def _still_waits(header: SagaHeader, found_in: str, due: int) -> bool:
         return due > 0
     if header.mode is Mode.TWO_PHASE:
         return bool(_prepared(header, found_in))
-    return record.state_in(header.saga_id, found_in) not in {None, "done"}
+    return record.states_in([header.saga_id], found_in).get(header.saga_id) not in {None, "done"}
 
 
 def _prepared(header: SagaHeader, branch: str) -> list[BranchId]:
@@ -159,7 +160,7 @@ def undo_by_hand(header: SagaHeader, branch: str, manner: Manner) -> None:
         found = record.lock(tx.connection, header.saga_id, branch)
         if found is not None and found.state == "applied":
             record.release(tx.connection, header.saga_id, branch)
-            _undo(tx, found, manner)
+            undo_all(tx, [found], manner)
 
 
 def _undo_or_refuse(header: SagaHeader, branch: str) -> str | None:
@@ -172,22 +173,32 @@ def _undo_or_refuse(header: SagaHeader, branch: str) -> str | None:
         elif found.state == "applied":
             if found.quarantine is not None:
                 return found.quarantine
-            _undo(tx, found, Manner.CHECKED)
+            undo_all(tx, [found], Manner.CHECKED)
             fault_point("recovery.branch-undone")
     return None
 
 
-def _undo(tx: LocalTransaction, found: SagaRecord, manner: Manner) -> None:
-    """Take a branch's writes and its events back, and say so in its record. Raises UndoConflict."""
-    header = found.header
-    entries = image.load(found.undo_log)
-    writes = [entry for entry in entries if entry["op"] not in {withdrawal.EVENTS, withdrawal.LOCKS}]
+def undo_all(tx: LocalTransaction, found: Sequence[SagaRecord], manner: Manner) -> None:
+    """Take the writes and the events of one participant's branches back, and say so in their records, which are locked.
+
+    Raises UndoConflict.
+    """
+    branch = tx.database.name
+    writes: list[Entry] = []
+    others: dict[str, list[Entry]] = {}
+    for one in sorted(found, key=lambda one: one.header.saga_id):  # by their time; the last writes are undone first
+        for entry in image.load(one.undo_log):
+            own = entry["op"] in {withdrawal.EVENTS, withdrawal.LOCKS}
+            (others.setdefault(one.header.saga_id, []) if own else writes).append(entry)
     if manner is not Manner.KEPT:
         take_back(tx, writes, forced=manner is Manner.FORCED)
-    withdrawal.withdraw(tx.connection, entries, header.saga_id)
-    withdrawal.release_locks(tx.connection, [header.saga_id], found.participant)
+    for saga_id, other in others.items():
+        withdrawal.withdraw(tx.connection, other, saga_id)
+    locked = [saga_id for saga_id, other in others.items() if any(one["op"] == withdrawal.LOCKS for one in other)]
+    if locked:
+        withdrawal.release_locks(tx.connection, locked, branch)
     tell_of_copies(tx, writes)
-    record.move(tx.connection, header.saga_id, found.participant, "applied", "undone")
+    record.move_all(tx.connection, [one.header.saga_id for one in found], branch, "applied", "undone")
     tx.mark_written()
 
 

@@ -21,7 +21,7 @@ from crosstie.outbox.envelope import Envelope
 from crosstie.outbox.publish import KEPT
 from crosstie.sagas.capture import BranchRecorder, undo_log, without_copies
 from crosstie.sagas.errors import RedoConflict
-from crosstie.sagas.facts import TableFacts
+from crosstie.sagas.facts import FreshFacts, TableFacts
 from crosstie.sagas.image import Image
 from crosstie.sagas.logged_row import Entry, LoggedRow
 
@@ -105,8 +105,9 @@ def apply_redo(
     `forced` overwrites rows that somebody has changed or made since, and passes over those that somebody has deleted.
     Raises RedoConflict, naming table, key, and what was expected and found; the caller must roll back.
     """
+    facts = FreshFacts(database, connection)
     for entry in entries:
-        LoggedRow(database, connection, entry, forced=forced, conflicts=RedoConflict).run(_REDO[entry["op"]])
+        LoggedRow(facts, entry, forced=forced, conflicts=RedoConflict).run(_REDO[entry["op"]])
 
 
 def _redo_insert(row: LoggedRow) -> None:

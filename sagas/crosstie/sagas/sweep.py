@@ -26,6 +26,7 @@ from crosstie.outbox.batch import home_states
 from crosstie.outbox.lane import backoff_s
 from crosstie.outbox.tables import saga as records
 from crosstie.sagas import record, row_lock, withdrawal
+from crosstie.sagas.cohort import cohorts
 from crosstie.sagas.owed import branches_done, find_owed, resolve_owed, settle_owed
 from crosstie.sagas.preparable import PREPARED, prepared_branches, prepared_header
 from crosstie.sagas.record import SagaRecord
@@ -93,8 +94,16 @@ def sweep_sagas(database_name: str, *, limit: int = 500) -> SweepReport:
             or (found.state == PREPARED and decided[found] is not None)
         ]
     down: set[str] = set()
+    # An id begins with its time. The latest sagas first: they may have written the rows of those before them.
+    unfinished.sort(key=lambda one: one.header.saga_id, reverse=True)
+    apart = set(unfinished)
+    for cohort in cohorts(unfinished):
+        cohort.undo(down)
+        report += SweepReport(aborted=len(cohort.undone))
+        apart -= {*cohort.found} - {*cohort.left}
     for found in unfinished:
-        report += _finish(database_name, found, down)
+        if found in apart:
+            report += _finish(database_name, found, down)
     report += _pay(database, limit, down)
     dropped = row_lock.drop_stale(database_name)
     if dropped:
@@ -159,15 +168,9 @@ def _settle(database_name: str, committed: list[SagaRecord]) -> int:
     if not committed:
         return 0
     with detached_transaction(database_name) as tx:
-        settled = tx.connection.execute(
-            sa.update(records)
-            .where(
-                records.c.saga_id.in_([one.header.saga_id for one in committed]),
-                records.c.participant == database_name,
-                records.c.state == "applied",
-            )
-            .values(state="done", updated_at_ms=now_ms())
-        ).rowcount
+        settled = record.move_all(
+            tx.connection, [one.header.saga_id for one in committed], database_name, "applied", "done"
+        )
         if settled:
             tx.mark_written()
             # Only the logs of sagas with locks say so.

@@ -11,6 +11,7 @@ from typing import Final
 import sqlalchemy as sa
 
 from crosstie.orm.database import Database
+from crosstie.sagas.facts import FreshFacts
 from crosstie.sagas.image import Image
 from crosstie.sagas.logged_row import Entry, LoggedRow
 
@@ -25,8 +26,9 @@ def apply_undo(
     `forced` overwrites rows that somebody has changed since, and passes over those that somebody has deleted. Raises
     UndoConflict, naming table, key, and what was expected and found; the caller must roll back.
     """
+    facts = FreshFacts(database, connection)
     for entry in reversed(list(entries)):
-        LoggedRow(database, connection, entry, forced=forced).run(_UNDO[entry["op"]])
+        LoggedRow(facts, entry, forced=forced).run(_UNDO[entry["op"]])
 
 
 def _undo_insert(row: LoggedRow) -> None:
