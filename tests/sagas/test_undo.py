@@ -340,6 +340,26 @@ def test_a_column_that_a_migration_has_added_is_undone_in_a_process_that_ran_thr
         assert _rows(tx) == before
 
 
+def test_a_column_that_the_server_writes_with_any_update_is_nobody_elses_change(
+    configured_database: TestDatabase,
+) -> None:
+    """The saga's own update, and its undo, have changed it in the row that the saga has inserted."""
+    stamped = "n integer, at timestamp(6) DEFAULT CURRENT_TIMESTAMP(6)"
+    if configured_database.kind == "mariadb":
+        stamped += " ON UPDATE CURRENT_TIMESTAMP(6)"
+    elif configured_database.kind == "sqlite":
+        stamped = "n integer, at text DEFAULT CURRENT_TIMESTAMP"
+    configured_database.execute(f"CREATE TABLE everything (id integer PRIMARY KEY, {stamped})")
+    with _recorded() as (tx, table, recorder):
+        tx.connection.execute(sa.insert(table).values(id=5, n=1))
+        recorder.inserted(tx, table, [(5,)])
+        token = recorder.updating(tx, table, table.c.id == 5, ["n"])
+        tx.connection.execute(sa.update(table).where(table.c.id == 5).values(n=2))
+        recorder.updated(tx, token)
+        _undo(tx)
+        assert _rows(tx) == []
+
+
 def test_what_is_known_of_a_table_does_not_last(
     configured_database: TestDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
@@ -30,6 +30,8 @@ class TableFacts:
     triggers: tuple[str, ...]
     cascades_to: tuple[str, ...]
     engine: str | None
+    self_written: frozenset[str] = frozenset()
+    """Columns that the server writes with any update of the row (ON UPDATE CURRENT_TIMESTAMP)."""
     statements: dict[tuple[str, ...], Prepared] = field(default_factory=dict, compare=False, repr=False)
     """Those that read an image of one row, by the columns in it."""
 
@@ -135,7 +137,8 @@ def _mysql(connection: sa.Connection, table: str, schema: str | None) -> TableFa
     where = {"name": table, "schema": schema}
     columns = _rows(
         connection,
-        "SELECT column_name, data_type, extra LIKE '%GENERATED%' AND extra NOT LIKE '%DEFAULT_GENERATED%'"
+        "SELECT column_name, data_type, extra LIKE '%GENERATED%' AND extra NOT LIKE '%DEFAULT_GENERATED%',"
+        " extra LIKE '%on update%'"
         " FROM information_schema.columns WHERE table_schema = COALESCE(:schema, DATABASE()) AND table_name = :name"
         " ORDER BY ordinal_position",
         **where,
@@ -159,7 +162,9 @@ def _mysql(connection: sa.Connection, table: str, schema: str | None) -> TableFa
         " WHERE table_schema = COALESCE(:schema, DATABASE()) AND table_name = :name",
         **where,
     )
-    return _facts(columns, triggers, cascades, engine=engine[0][0] if engine else None)
+    self_written = frozenset(name for name, _, _, with_any in columns if with_any)
+    facts = _facts([row[:3] for row in columns], triggers, cascades, engine=engine[0][0] if engine else None)
+    return replace(facts, self_written=self_written)
 
 
 def _sqlite(connection: sa.Connection, table: str, schema: str | None) -> TableFacts:

@@ -134,8 +134,13 @@ class LoggedRow:
             raise self.conflict("somebody deleted the row since")
 
     def require_unchanged(self, now: Image, expected: Image) -> None:
-        """Raise a conflict where a column has another value than the log has, unless that is to be overwritten."""
-        changed = sorted(name for name, value in expected.items() if now[name] != value)
+        """Raise a conflict where a column has another value than the log has, unless that is to be overwritten.
+
+        Columns that the server writes with any update tell nothing: the saga's own later writes, and their undo, have
+        changed them.
+        """
+        told = expected.keys() - self.facts.self_written
+        changed = sorted(name for name in told if now[name] != expected[name])
         if changed and not self.forced:
             # Values stay out of the message, which is logged; the images are kept beside the record.
             raise self.conflict(

@@ -114,7 +114,9 @@ def _tried(tx: LocalTransaction) -> list[str]:
 def _read(tx: LocalTransaction, connection: sa.Connection, key: _Row) -> Mapping[str, Any] | None:
     """The whole row in the server's own representation, columns that no model knows included."""
     table, schema, values = key
-    columns = table_facts(tx.database, connection, table, schema).columns
+    facts = table_facts(tx.database, connection, table, schema)
+    # An undo is an update, too: what the server writes with any is not as it was.
+    columns = {name: kind for name, kind in facts.columns.items() if name not in facts.self_written}
     where = sa.and_(
         *(
             sa.column(name) == sa.bindparam(None, decode(value), type_=sa.types.NULLTYPE, unique=True)
