@@ -50,9 +50,8 @@ class BitmapScan:
         """The next rows by primary key; with the last of them, all keys."""
         ends = self.ends
         if self._rows is None:
-            first = ends.child.first(after, ends.last)
+            first = ends.child.next_or_end(lambda: ends.child.first(after, ends.last), after, ends.last)
             if first is None:
-                ends.child.require_end(after, ends.last)
                 return Page(Tile(after, ends.last, 0, 0), ())
             ends.child.storage.key(first)
             self._rows = _Rows(ends.child, first, ends.last)

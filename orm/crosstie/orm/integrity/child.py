@@ -5,10 +5,10 @@ Outside a snapshot every statement runs on a connection that commits by itself, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
 
@@ -29,6 +29,9 @@ RowKey = tuple[Any, ...]
 
 ROWS_PER_KEY: Final = 1_000
 """Of a key that more rows share, so many are looked at one by one; the others are counted."""
+_ATTEMPTS: Final = 5
+"""Reads of what a count finds, while others write."""
+_T = TypeVar("_T")
 _ROWS_PER_STATEMENT: Final = 20_000
 _ROWS_AT_ONCE: Final = 5_000
 """Rows that are fetched without having been counted."""
@@ -81,9 +84,22 @@ class ChildColumn:
         rows = sa.select(sa.func.count()).select_from(self.end.table).where(*self._between(after, upto))
         return int(self._values(rows)[0])
 
-    def require_end(self, after: Raw | None, last: Raw) -> None:
-        """Where a page has found nothing more, there must be nothing. Raises ScanIncomplete."""
-        require_count(Tile(after, last, 0), self.count_keys(after, last))
+    def next_or_end(self, read: Callable[[], _T | None], after: Raw | None, last: Raw) -> _T | None:
+        """What `read` finds in (after, last]; None where a count finds nothing there either.
+
+        Between the two somebody may write, so that what was counted is read again. Raises ScanIncomplete where it is
+        counted and not read time and again.
+        """
+        counted = 0
+        for _ in range(_ATTEMPTS):
+            found = read()
+            if found is not None:
+                return found
+            counted = self.count_keys(after, last)
+            if counted == 0:
+                break
+        require_count(Tile(after, last, 0), counted)
+        return None
 
     def count_keys(self, after: Raw | None, upto: Raw) -> int:
         """Count the distinct keys in (after, upto]."""

@@ -30,9 +30,8 @@ class PackedScan:
 
     def read(self, after: Raw | None) -> Page:
         """One statement, which counts what it sends."""
-        page = self.page(after)
+        page = self.ends.child.next_or_end(lambda: self.page(after), after, self.ends.last)
         if page is None:
-            self.ends.child.require_end(after, self.ends.last)
             return Page(Tile(after, self.ends.last, 0, 0), ())
         return Page(Tile(after, page.hi, len(page.keys), page.rows), page)
 

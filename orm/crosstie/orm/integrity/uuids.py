@@ -10,7 +10,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Final
 
 import numpy as np
@@ -61,9 +61,8 @@ class PackedUuidScan:
         reached, keys, rows = after, list[Halves](), 0
         first: Raw | None = None
         while reached != self.ends.last and len(keys) < _PAGES_TOGETHER:
-            page = self._children.next(reached)
+            page = self.ends.child.next_or_end(partial(self._children.next, reached), reached, self.ends.last)
             if page is None:
-                self.ends.child.require_end(reached, self.ends.last)
                 reached = self.ends.last
                 break
             first = page.lo if first is None else first

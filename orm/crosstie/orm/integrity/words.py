@@ -52,15 +52,19 @@ class WordScan:
     def read(self, after: Raw | None) -> Page:
         """One statement, which counts the words and the distinct keys that it sends, and their rows."""
         child, last = self.ends.child, self.ends.last
+        page = child.next_or_end(lambda: self._page(after), after, last)
+        return Page(Tile(after, last, 0, 0), ()) if page is None else page
+
+    def _page(self, after: Raw | None) -> Page | None:
+        child, last = self.ends.child, self.ends.last
         first = child.first(after, last)
         if first is None:
-            child.require_end(after, last)
-            return Page(Tile(after, last, 0, 0), ())
+            return None
         child.storage.key(first)
         upto = min(first + self.span - 1, last)
         words, keys, rows = _unpacked(child, first, self._child.row({"lo": first, "hi": upto}))
-        if not keys:
-            child.require_end(after, upto)  # it was there a moment ago
+        if not keys:  # it was there a moment ago
+            return None
         if int(np.bitwise_count(words.bits).sum()) != keys:
             raise ScanIncomplete(f"{child.end}: {keys} keys were counted from {first} to {upto}, and their bits differ")
         return Page(Tile(after, upto, keys, rows), words)
