@@ -12,6 +12,7 @@ from bench.databases import Pair, TestDatabase
 from crosstie.orm import ActiveRecord, ConnectionManager, open_transactions, prevent_writes, transaction
 from crosstie.orm.errors import ReadOnlyConnection, UnknownConnection, WritesPrevented
 from crosstie.orm.field import IntegerPKMixin
+from crosstie.orm.prepared import Prepared, is_watched
 from crosstie.orm.prevention import writes
 from crosstie.orm.statement_log import logged_statements
 from crosstie.orm.transaction import detached_transaction, statement_connection
@@ -229,3 +230,18 @@ def test_strings_end_where_the_dialect_ends_them() -> None:
     assert not writes("SELECT $a$; DELETE FROM t $a$", "postgresql")
     assert writes("/*!50000 DELETE FROM t */", "mysql")
     assert not writes("SELECT 1 # DELETE", "mariadb")
+
+
+def test_blocks_that_are_over_cost_statements_nothing(configured_database: TestDatabase) -> None:
+    """Inside, prepared statements are looked at as all others; behind it they go to the driver again."""
+    configured_database.execute("CREATE TABLE plain (id INTEGER)")
+    engine = ConnectionManager.get("default").engine
+    insert = Prepared(sa.insert(sa.table("plain", sa.column("id", sa.Integer()))).inline())
+    with prevent_writes():
+        assert is_watched(engine)
+        with pytest.raises(WritesPrevented), engine.connect() as connection:
+            insert.run(connection, {"id": 1})
+    assert not is_watched(engine)
+    with engine.begin() as connection:
+        insert.run(connection, {"id": 2})
+    assert configured_database.rows("SELECT id FROM plain") == [(2,)]

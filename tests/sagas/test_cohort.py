@@ -15,7 +15,7 @@ from crosstie.sagas import cohort, compensation, saga, sweep_effects, sweep_saga
 from crosstie.sagas.inspection import find_unfinished
 from sagas.shop import Order, Stock, contents, create_shop, saga_states
 
-POINTS = sorted(point for point in FAULT_POINTS if point.startswith("recovery."))
+POINTS = sorted(point for point in FAULT_POINTS if point.startswith("cohort."))
 COUNT = 5
 
 
@@ -42,6 +42,11 @@ def crash(number: int) -> str:
         stock.update(reserved=stock.reserved + number, note=f"by {number}")
         Stock(sku="new", reserved=number).save()
     return ids[0]
+
+
+def reached(shop: Pair, point: str) -> str:
+    """Where there is one writer at a time, sagas are undone one by one, and the same place has another name."""
+    return point.replace("cohort.", "recovery.") if shop.second.kind == "sqlite" else point
 
 
 def sweep_until_quiet() -> int:
@@ -108,7 +113,7 @@ def test_a_saga_that_commits_after_all_is_settled_among_aborted_ones(shop: Pair)
                 (ids[0],),
             )
 
-    with armed("recovery.before-decision", commit):
+    with armed(reached(shop, "cohort.before-decision"), commit):
         report = sweep_sagas("secondary")
 
     report += sweep_sagas("secondary")
@@ -145,7 +150,7 @@ def test_a_worker_that_dies_among_several_sagas_leaves_them_to_the_next(shop: Pa
     before = contents(shop.by_name)
     for number in range(1, COUNT + 1):
         crash(number)
-    with crash_at(point), pytest.raises(FaultInjected):
+    with crash_at(reached(shop, point)), pytest.raises(FaultInjected):
         sweep_until_quiet()
 
     sweep_until_quiet()

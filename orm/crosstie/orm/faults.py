@@ -51,6 +51,14 @@ FAULT_POINTS: Final[frozenset[str]] = frozenset(
         "recovery.branch-resolved",
         "recovery.before-finish",
         "recovery.finished",
+        # the same for many crashed sagas at once, in a worker
+        "cohort.before-decision",
+        "cohort.decision-recorded",
+        "cohort.decided",
+        "cohort.branch-undone",
+        "cohort.branch-resolved",
+        "cohort.before-finish",
+        "cohort.finished",
         # an effect outside databases: its call, and its compensation
         "effect.intended",
         "effect.called",

@@ -10,14 +10,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary
 
 import sqlalchemy as sa
 from sqlalchemy import event
 
 from crosstie.orm.answer import Answer
 
-__all__ = ["Prepared", "guard_others", "is_watched"]
+__all__ = ["Prepared", "guard_statements", "is_watched"]
 
 _NO_PARAMETERS: Final[Mapping[str, Any]] = {}
 
@@ -122,26 +122,39 @@ class Prepared:
         return answer
 
 
-def guard_others(engine: sa.Engine, guard: Callable[[sa.Connection, str], None]) -> None:
-    """Call `guard` with each statement of the engine before it runs, but for prepared ones; it may raise."""
+def _never() -> bool:
+    return False
+
+
+def guard_statements(
+    engine: sa.Engine, guard: Callable[[sa.Connection, str], None], *, prepared: Callable[[], bool] = _never
+) -> None:
+    """Call `guard` with each statement of the engine before it runs; it may raise.
+
+    With prepared ones only while `prepared` says so: they then take SQLAlchemy's way.
+    """
 
     def before(connection: sa.Connection, _cursor: Any, statement: str, parameters: Any, *_: Any) -> tuple[str, Any]:
         guard(connection, statement)
         return statement, parameters
 
-    _guards.add(before)
+    _guards[before] = prepared
     # SQLAlchemy hands listeners that return nothing a wrapper in their place, which could not be told from others.
     event.listen(engine, "before_cursor_execute", before, retval=True)
 
 
-_guards: Final[WeakSet[Callable[..., Any]]] = WeakSet()
+_guards: Final[WeakKeyDictionary[Callable[..., Any], Callable[[], bool]]] = WeakKeyDictionary()
+
+
+def _always() -> bool:
+    return True
 
 
 def is_watched(engine: sa.Engine) -> bool:
     """Whether anybody listens to this engine's statements, which then take SQLAlchemy's way."""
     listened: Any = engine.dispatch
     return bool(
-        any(listener not in _guards for listener in listened.before_cursor_execute)
+        any(_guards.get(listener, _always)() for listener in listened.before_cursor_execute)
         or listened.after_cursor_execute
         or listened.before_execute
         or listened.after_execute

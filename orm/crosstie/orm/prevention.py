@@ -12,15 +12,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
-from typing import Any, Final
+from typing import Final
 from weakref import WeakSet
 
 import sqlalchemy as sa
-from sqlalchemy import event
 
 from crosstie.orm.connection import ConnectionManager
 from crosstie.orm.database import Database
 from crosstie.orm.errors import WritesPrevented
+from crosstie.orm.prepared import guard_statements
 
 __all__ = ["prevent_writes", "require_writable", "writes"]
 
@@ -108,12 +108,12 @@ def _guard(database: Database, engine: sa.Engine) -> None:
         return
     _guarded.add(engine)
 
-    def refuse(_connection: sa.Connection, _cursor: Any, statement: str, *_: Any) -> None:
+    def refuse(_: sa.Connection, statement: str) -> None:
         if _prevented.get() and writes(statement, database.kind):
             require_writable(database.name)
 
-    # Of prepared statements too: not all of them come by way of `statement_connection`.
-    event.listen(engine, "before_cursor_execute", refuse)
+    # Of prepared statements too, within a block: not all of them come by way of `statement_connection`.
+    guard_statements(engine, refuse, prepared=lambda: bool(_prevented.get()))
 
 
 _guarded: WeakSet[sa.Engine] = WeakSet()

@@ -69,8 +69,8 @@ class Cohort:
                 aborted = self._abort([one.header for one in free if _is_ready(one)], down)
                 if aborted:
                     undo_all(tx, [one for one in free if one.header.saga_id in aborted], Manner.CHECKED)
-                    fault_point("recovery.branch-undone")
-            fault_point("recovery.branch-resolved")
+                    fault_point("cohort.branch-undone")
+            fault_point("cohort.branch-resolved")
             ended = {one.header.saga_id for one in free if one.state in {"undone", "refused"}}
             self.undone = self._finish(aborted | (ended & self._found_aborted()), down)
         except CrosstieError as error:
@@ -94,7 +94,7 @@ class Cohort:
         """Have home say `aborted` of those of which it has said nothing; returns the ids of all that are aborted."""
         if not headers:
             return set()
-        fault_point("recovery.before-decision")
+        fault_point("cohort.before-decision")
         with self._asking_home(down):
             said = home_states(ConnectionManager.get(self.home), [one.saga_id for one in headers])
         silent = [one for one in headers if one.saga_id not in said]
@@ -104,8 +104,8 @@ class Cohort:
                 record.insert_all(tx.connection, silent, self.home, "aborted")
                 effect.fall_due_all(tx.connection, [one.saga_id for one in silent])
                 tx.mark_written()
-                fault_point("recovery.decision-recorded")
-            fault_point("recovery.decided")
+                fault_point("cohort.decision-recorded")
+            fault_point("cohort.decided")
         return {one.saga_id for one in headers if understood(one, said.get(one.saga_id, "aborted")) is Decision.ABORTED}
 
     @contextmanager
@@ -122,11 +122,11 @@ class Cohort:
 
     def _finish(self, saga_ids: set[str], down: set[str]) -> list[str]:
         if saga_ids:
-            fault_point("recovery.before-finish")
+            fault_point("cohort.before-finish")
             with self._asking_home(down), detached_transaction(self.home) as tx:
                 if record.move_all(tx.connection, sorted(saga_ids), self.home, "aborted", "finished"):
                     tx.mark_written()
-            fault_point("recovery.finished")
+            fault_point("cohort.finished")
         return sorted(saga_ids)
 
 

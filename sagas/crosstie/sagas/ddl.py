@@ -12,7 +12,7 @@ from weakref import WeakSet
 import sqlalchemy as sa
 
 from crosstie.orm.local_transaction import LocalTransaction, current
-from crosstie.orm.prepared import guard_others
+from crosstie.orm.prepared import guard_statements
 from crosstie.orm.transaction import active_unit
 from crosstie.sagas.errors import SagaNotUndoable
 
@@ -62,7 +62,7 @@ def refuse_implicit_commits(tx: LocalTransaction) -> None:
                 "run; run it outside the saga."
             )
 
-    guard_others(engine, refuse)
+    guard_statements(engine, refuse)
 
 
 _guarded: WeakSet[sa.Engine] = WeakSet()
