@@ -75,6 +75,16 @@ class Stage:
         reached = [one.proxied(ways[one.kind]) if one.kind in ways else one for one in self.databases.databases]
         return {**_set_of(reached).environment, **self._settings}
 
+    def start_writers(self, program: str) -> Child:
+        """The process of those who write, and their children."""
+        return self._spawn.code(program, environment=self.environment("producers"), name="mill")
+
+    def start_worker(self, app: str, place: int) -> Child:
+        """A Celery worker of one process."""
+        name = f"w{len(self._spawn.children)}@storm"
+        command = ("-m", "celery", "-A", app, "worker", "-c", "1", "-l", "WARNING", "-n", name)
+        return self._spawn.python(*command, environment=self.environment(f"worker {place}"), name=name)
+
     def make_weather(self, kills: Mapping[str, int]) -> Weather:
         """That strikes these workers, writers, ways and servers."""
         self.weather = Weather(

@@ -58,7 +58,6 @@ class _Bank:
     """A stage with clients and workers, and what is known of their transfers in the end."""
 
     def __init__(self, kinds: Kinds, folder: Path, spawn: Spawner, seed: int, stack: ExitStack) -> None:
-        self._spawn = spawn
         self.stage = Stage(kinds, folder, spawn, stack, seed=seed)
         with configured_databases(self.stage.databases):  # no longer: no connection of this process could die
             for model in MODELS:
@@ -117,13 +116,10 @@ class _Bank:
                 describe="a worker has told of its subscriber",
             )
         call = f"clients({CLIENTS}, {self.stage.choose.randrange(2**32)}, {PER_SECOND})"
-        program = f"from storm.bank import clients; {call}"
-        return self._spawn.code(program, environment=self.stage.environment("producers"), name="mill")
+        return self.stage.start_writers(f"from storm.bank import clients; {call}")
 
     def _worker(self, place: int) -> Child:
-        name = f"w{len(self._spawn.children)}@bank"
-        command = ("-m", "celery", "-A", "crosstie.workers", "worker", "-c", "1", "-l", "WARNING", "-n", name)
-        return self._spawn.python(*command, environment=self.stage.environment(f"worker {place}"), name=name)
+        return self.stage.start_worker("crosstie.workers", place)
 
 
 @pytest.fixture

@@ -52,7 +52,6 @@ class _Storm:
     """A stage with producers of events and workers that apply them, and a gremlin in their broker."""
 
     def __init__(self, kinds: Kinds, folder: Path, spawn: Spawner, seed: int, stack: ExitStack) -> None:
-        self._spawn = spawn
         self.stage = Stage(kinds, folder, spawn, stack, seed=seed)
         self.source, self.target = self.stage.databases.databases
         with configured_databases(self.stage.databases):  # no longer: no connection of this process could die
@@ -102,13 +101,10 @@ class _Storm:
             describe="a worker has told of its subscribers",
         )
         call = f"produce({PRODUCERS}, {self.stage.choose.randrange(2**32)}, {PER_SECOND})"
-        program = f"from storm.stream import produce; {call}"
-        return self._spawn.code(program, environment=self.stage.environment("producers"), name="mill")
+        return self.stage.start_writers(f"from storm.stream import produce; {call}")
 
     def _worker(self, place: int) -> Child:
-        name = f"w{len(self._spawn.children)}@storm"
-        command = ("-m", "celery", "-A", "storm.stream_worker", "worker", "-c", "1", "-l", "WARNING", "-n", name)
-        return self._spawn.python(*command, environment=self.stage.environment(f"worker {place}"), name=name)
+        return self.stage.start_worker("storm.stream_worker", place)
 
 
 @pytest.fixture

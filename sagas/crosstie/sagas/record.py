@@ -140,17 +140,9 @@ def insertion(
     )
 
 
-def insert(
-    connection: sa.Connection,
-    header: SagaHeader,
-    participant: str,
-    state: str,
-    *,
-    undo_log: str = "[]",
-    expiry_s: float = 0.0,
-) -> None:
-    """Insert the record of a participant. Raises the driver's duplicate-key error where the register is taken."""
-    insertion(header, participant, state, undo_log=undo_log, expiry_s=expiry_s).run(connection)
+def insert(connection: sa.Connection, header: SagaHeader, participant: str, state: str) -> None:
+    """Insert the record, without a log. Raises the driver's duplicate-key error where the register is taken."""
+    insertion(header, participant, state).run(connection)
 
 
 def insert_all(connection: sa.Connection, headers: Iterable[SagaHeader], participant: str, state: str) -> None:
