@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Unpack
 
 from crosstie.orm.errors import CrosstieError
-from crosstie.orm.integrity.columns import columns_of
-from crosstie.orm.integrity.confirmation import Confirmation
 from crosstie.orm.integrity.endpoint import AuditedReference
-from crosstie.orm.integrity.findings import AuditPhase, AuditProgress, Key, ProgressListener
-from crosstie.orm.integrity.judgement import FINDING_LIMIT, Judgement, Tally
+from crosstie.orm.integrity.findings import AuditPhase, Key
+from crosstie.orm.integrity.judgement import Judgement, JudgementOptions
 from crosstie.orm.integrity.pipeline import Compared, compared_pages
 from crosstie.orm.integrity.plan import AuditPlan, ChunkResult, KeyRange, Strategy
 from crosstie.orm.integrity.scan import Ends, ScanFactory
 from crosstie.orm.integrity.storage import Raw
 from crosstie.orm.integrity.strategies import choose_scan
-from crosstie.orm.integrity.suspicion import NO_SAGAS, TouchedKeys
 from crosstie.orm.integrity.tiling import Tile, sum_known
 
 __all__ = ["audit_chunk"]
@@ -35,58 +30,37 @@ def audit_chunk(
     plan: AuditPlan,
     chunk: KeyRange,
     *,
-    suspects: TouchedKeys = NO_SAGAS,
-    grace_s: float = 0.0,
     budget_s: float | None = None,
-    progress: ProgressListener | None = None,
     scan: ScanFactory = choose_scan,
-    finding_limit: int = FINDING_LIMIT,
-    wait: Callable[[float], None] = time.sleep,
-    clock_s: Callable[[], float] = time.monotonic,
+    **options: Unpack[JudgementOptions],
 ) -> ChunkResult:
     """Audit the keys of one chunk, or as many of them as `budget_s` seconds allow, one page at least.
 
     `progress` is told before each page how many keys of the chunk are done. What it raises ends the chunk and goes to
     the caller; whatever the databases answer is told by the result.
     """
-    tally = Tally()
-    held: list[Key] = []
+    judgement = Judgement(reference=reference, expected=plan.keys, **options)
+    tally, clock_s = judgement.tally, judgement.clock_s
     judged = _Judged(chunk.lo)
-    seen = 0
     ends_at_s = None if budget_s is None else clock_s() + budget_s
     reason: CrosstieError | None = None
-
-    def tell(phase: AuditPhase) -> None:
-        if progress is not None:
-            progress(AuditProgress(reference.name, phase, seen, max(plan.keys, seen)))
-
     try:
-        child, parent = columns_of(reference)
-        judgement = Judgement(
-            confirmation=Confirmation(reference, child, parent, suspects),
-            tally=tally,
-            grace_s=grace_s,
-            finding_limit=finding_limit,
-            wait=wait,
-            tell=tell,
-            clock_s=clock_s,
-            held=held,
-        )
-        tell(AuditPhase.SCANNING)
+        child, parent = judgement.columns
+        judgement.tell(AuditPhase.SCANNING)
         expected_keys = plan.keys // max(len(plan.chunks), 1)
         strategy = scan(Ends(child, parent, chunk.hi, plan.page_size, expected_keys), plan.strategy)
-        waiting = _Waiting(judgement, judged, clock_s)
+        waiting = _Waiting(judgement, judged)
         try:
             with closing(compared_pages(strategy, chunk, judgement.confirmation.now)) as pages:
                 for page in pages:
                     waiting.add(page)
-                    seen += page.tile.keys
+                    judgement.keys += page.tile.keys
                     reached = page.tile.hi
                     if reached == chunk.hi or (
                         reached != chunk.lo and ends_at_s is not None and clock_s() >= ends_at_s
                     ):
                         break
-                    tell(AuditPhase.SCANNING)
+                    judgement.tell(AuditPhase.SCANNING)
         except CrosstieError as error:
             reason = error
         waiting.judge()
@@ -102,7 +76,7 @@ def audit_chunk(
         findings=tuple(tally.findings),
         deferred_keys=tally.deferred_keys,
         deferred_rows=tally.deferred_rows,
-        held=tuple(held),
+        held=tuple(judgement.held),
         reason=None if reason is None else str(reason),
         retryable=reason is not None and reason.retryable,
     )
@@ -127,10 +101,10 @@ class _Judged:
 class _Waiting:
     """Compared pages whose candidates are to be judged together: each look at the databases costs the same for many."""
 
-    def __init__(self, judgement: Judgement, judged: _Judged, clock_s: Callable[[], float]) -> None:
+    def __init__(self, judgement: Judgement, judged: _Judged) -> None:
         self._judgement = judgement
         self._judged = judged
-        self._clock_s = clock_s
+        self._clock_s = judgement.clock_s
         self._pages: list[Compared] = []
         self._candidates: list[Key] = []
         self._since_s = 0.0

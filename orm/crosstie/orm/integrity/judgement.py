@@ -1,4 +1,7 @@
-"""From candidates to findings: what was confirmed is listed and counted, what cannot be told yet is held."""
+"""From candidates to findings: what was confirmed is listed and counted, what cannot be told yet is held.
+
+Every audit of a reference, of a chunk, of named keys or over all of its chunks, judges by one `Judgement`.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,18 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Final
+from typing import Final, TypedDict
 
+from crosstie.orm.integrity.child import ChildColumn
+from crosstie.orm.integrity.columns import columns_of
 from crosstie.orm.integrity.confirmation import Confirmation, Confirmed, Moment
-from crosstie.orm.integrity.findings import AuditPhase, Finding, Key
+from crosstie.orm.integrity.endpoint import AuditedReference
+from crosstie.orm.integrity.findings import AuditPhase, AuditProgress, Finding, Key, ProgressListener
+from crosstie.orm.integrity.parent import ParentColumn
 from crosstie.orm.integrity.query import OrphanQuery
+from crosstie.orm.integrity.suspicion import NO_SAGAS, TouchedKeys
 
-__all__ = ["FINDING_LIMIT", "Judgement", "Tally"]
+__all__ = ["FINDING_LIMIT", "Judgement", "JudgementOptions", "Tally"]
 
 FINDING_LIMIT: Final = 10_000
 """So many orphan rows are listed; the others are counted."""
@@ -43,27 +51,61 @@ class Tally:
         return tuple(orphaned | dict.fromkeys(self.deferred))
 
 
+class JudgementOptions(TypedDict, total=False):
+    """What any audit may be told of how to judge; the defaults are those of `Judgement`."""
+
+    suspects: TouchedKeys
+    """Tells what unresolved sagas touch; such rows are deferred, not reported."""
+    grace_s: float
+    """Orphans are confirmed once more after so many seconds, for writers outside sagas that write the child first."""
+    progress: ProgressListener | None
+    """Is told what the audit is about to do; what it raises goes to the audit's caller."""
+    finding_limit: int
+    """So many orphan rows are listed; the others are counted."""
+    wait: Callable[[float], None]
+    """Lets the grace pass."""
+    clock_s: Callable[[], float]
+
+
 @dataclass(kw_only=True)
 class Judgement:
-    """Judges candidates of one reference, and adds what became of them to a tally.
+    """Judges candidates of one reference, adds what became of them to a tally, and tells how far the audit is."""
 
-    With `grace_s`, orphans are confirmed once more after so many seconds; `tell` is told what it is about to do.
-    """
-
-    confirmation: Confirmation
-    tally: Tally
+    reference: AuditedReference
+    suspects: TouchedKeys = NO_SAGAS
     grace_s: float = 0.0
+    progress: ProgressListener | None = None
     finding_limit: int = FINDING_LIMIT
     wait: Callable[[float], None] = time.sleep
-    tell: Callable[[AuditPhase], None]
     clock_s: Callable[[], float] = time.monotonic
+    tally: Tally = field(default_factory=Tally)
+    keys: int = 0
+    """Distinct keys that were compared so far."""
+    expected: int = 0
+    """As an estimate."""
     held: list[Key] = field(default_factory=list)
     """Keys to be looked at once more: a saga had them, or their grace runs."""
     held_since_s: float = 0.0
 
     @cached_property
+    def columns(self) -> tuple[ChildColumn, ParentColumn]:
+        """Both ends. Raises KeysNotComparable, NoSuchTable, DatabaseUnavailable."""
+        return columns_of(self.reference)
+
+    @cached_property
+    def confirmation(self) -> Confirmation:
+        """Raises what `columns` does."""
+        return Confirmation(self.reference, *self.columns, self.suspects)
+
+    @cached_property
     def _queries(self) -> OrphanQuery:
-        return OrphanQuery(self.confirmation.child.end, self.confirmation.child.storage)
+        child, _ = self.columns
+        return OrphanQuery(child.end, child.storage)
+
+    def tell(self, phase: AuditPhase) -> None:
+        """Tell the audit's listener what comes next."""
+        if self.progress is not None:
+            self.progress(AuditProgress(self.reference.name, phase, self.keys, max(self.expected, self.keys)))
 
     def judge(self, candidates: Sequence[Key], since: Moment) -> None:
         """Confirm candidates whose rows were read after `since`. Raises DatabaseUnavailable."""
@@ -108,7 +150,7 @@ class Judgement:
             self._report(orphan)
 
     def _report(self, orphan: Confirmed) -> None:
-        child, tally = self.confirmation.child, self.tally
+        (child, _), tally = self.columns, self.tally
         if len(child.storage.spellings(orphan.key)) > 1:
             # Other spellings of the key lie in other pages, and its rows were found by all of them.
             if orphan.key in tally.reported:

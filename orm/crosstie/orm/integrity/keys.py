@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Collection, Iterable
-from typing import Final
+from collections.abc import Collection, Iterable
+from typing import Final, Unpack
 
 from crosstie.orm.errors import CrosstieError
 from crosstie.orm.integrity.batch import rounds
 from crosstie.orm.integrity.catalog import Equality
 from crosstie.orm.integrity.columns import columns_of
-from crosstie.orm.integrity.confirmation import Confirmation
 from crosstie.orm.integrity.endpoint import AuditedReference
 from crosstie.orm.integrity.errors import UnexpectedKey
-from crosstie.orm.integrity.findings import (
-    AuditPhase,
-    AuditProgress,
-    AuditResult,
-    AuditScope,
-    AuditState,
-    Key,
-    ProgressListener,
-)
-from crosstie.orm.integrity.judgement import FINDING_LIMIT, Judgement, Tally
+from crosstie.orm.integrity.findings import AuditPhase, AuditResult, AuditScope, AuditState, Key
+from crosstie.orm.integrity.judgement import Judgement, JudgementOptions
 from crosstie.orm.integrity.storage import KeyKind, KeyStorage
-from crosstie.orm.integrity.suspicion import NO_SAGAS, TouchedKeys
 
 __all__ = ["audit_keys", "tells_of_deletes"]
 
@@ -46,12 +35,7 @@ def audit_keys(
     texts: Iterable[str],
     *,
     without: Collection[Key] = (),
-    suspects: TouchedKeys = NO_SAGAS,
-    grace_s: float = 0.0,
-    progress: ProgressListener | None = None,
-    finding_limit: int = FINDING_LIMIT,
-    wait: Callable[[float], None] = time.sleep,
-    clock_s: Callable[[], float] = time.monotonic,
+    **options: Unpack[JudgementOptions],
 ) -> AuditResult:
     """Look at these foreign keys of `reference` alone, and find those that a child row has and no parent.
 
@@ -60,29 +44,15 @@ def audit_keys(
     Rows are deferred and confirmed as in any audit. Whatever keeps it from looking at all of them makes the state
     INCOMPLETE, with the reason.
     """
-    start_s = clock_s()
-    tally, keys, reason = Tally(), 0, None
-
-    def tell(phase: AuditPhase) -> None:
-        if progress is not None:
-            progress(AuditProgress(reference.name, phase, keys, keys))
-
+    judgement = Judgement(reference=reference, **options)
+    start_s, tally, reason = judgement.clock_s(), judgement.tally, None
     try:
-        child, parent = columns_of(reference)
-        judgement = Judgement(
-            confirmation=Confirmation(reference, child, parent, suspects),
-            tally=tally,
-            grace_s=grace_s,
-            finding_limit=finding_limit,
-            wait=wait,
-            tell=tell,
-            clock_s=clock_s,
-        )
+        child, parent = judgement.columns
         judged: set[Key] = set(without)
         for some in rounds(texts, _KEYS_PER_ROUND):
-            tell(AuditPhase.SCANNING)
+            judgement.tell(AuditPhase.SCANNING)
             named = {_key(child.storage, text) for text in some} - judged
-            keys += len(named)
+            judgement.keys += len(named)
             since = judgement.confirmation.now()
             candidates = parent.absent(list(named))
             judged |= named
@@ -95,13 +65,13 @@ def audit_keys(
     return AuditResult(
         reference=reference.name,
         state=state if reason is None else AuditState.INCOMPLETE,
-        keys_checked=keys,
+        keys_checked=judgement.keys,
         orphan_keys=tally.orphan_keys,
         orphan_rows=tally.orphan_rows,
         deferred_keys=tally.deferred_keys,
         deferred_rows=tally.deferred_rows,
         findings=tuple(tally.findings),
-        seconds=clock_s() - start_s,
+        seconds=judgement.clock_s() - start_s,
         reason=reason,
         scope=AuditScope.CHANGES,
         open_keys=tally.open_keys(),

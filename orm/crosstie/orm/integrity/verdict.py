@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
+from typing import Unpack
 
 from crosstie.orm.errors import CrosstieError
 from crosstie.orm.integrity.child import ChildColumn
-from crosstie.orm.integrity.columns import columns_of
-from crosstie.orm.integrity.confirmation import Confirmation
 from crosstie.orm.integrity.endpoint import AuditedReference
 from crosstie.orm.integrity.errors import ScanIncomplete
-from crosstie.orm.integrity.findings import AuditPhase, AuditProgress, AuditResult, AuditState, ProgressListener
-from crosstie.orm.integrity.judgement import FINDING_LIMIT, Judgement, Tally
+from crosstie.orm.integrity.findings import AuditPhase, AuditResult, AuditState
+from crosstie.orm.integrity.judgement import Judgement, JudgementOptions, Tally
 from crosstie.orm.integrity.plan import AuditPlan, ChunkResult, Strategy
-from crosstie.orm.integrity.suspicion import NO_SAGAS, TouchedKeys
 from crosstie.orm.integrity.tiling import Tile, require_tiling, sum_known
 
 __all__ = ["conclude_audit"]
@@ -26,13 +23,7 @@ def conclude_audit(
     reference: AuditedReference,
     plan: AuditPlan,
     results: Sequence[ChunkResult],
-    *,
-    suspects: TouchedKeys = NO_SAGAS,
-    grace_s: float = 0.0,
-    finding_limit: int = FINDING_LIMIT,
-    wait: Callable[[float], None] = time.sleep,
-    progress: ProgressListener | None = None,
-    clock_s: Callable[[], float] = time.monotonic,
+    **options: Unpack[JudgementOptions],
 ) -> AuditResult:
     """Put the results of all chunks together, in the order of their keys, and look again at what they hold.
 
@@ -40,31 +31,18 @@ def conclude_audit(
     with the reason, where a chunk was stopped, the chunks leave a gap, the counts do not reconcile or a database does
     not answer. `seconds` is left to the caller.
     """
-    tally = _merged(results, finding_limit)
     keys = sum(one.keys for one in results)
     rows = sum_known(one.rows for one in results)
+    judgement = Judgement(reference=reference, keys=keys, expected=plan.keys, **options)
+    judgement.tally = tally = _merged(results, judgement.finding_limit)
     notes = list(plan.notes)
     reason = next((one.reason for one in results if one.reason is not None), None)
-
-    def tell(phase: AuditPhase) -> None:
-        if progress is not None:
-            progress(AuditProgress(reference.name, phase, keys, max(plan.keys, keys)))
-
     try:
-        tell(AuditPhase.RECONCILING)
+        judgement.tell(AuditPhase.RECONCILING)
         tiles = [Tile(one.covered.lo, one.covered.hi, one.keys, one.rows) for one in results]
         require_tiling(tiles, plan.last, plan.after)
         if plan.last is not None:
-            child, parent = columns_of(reference)
-            judgement = Judgement(
-                confirmation=Confirmation(reference, child, parent, suspects),
-                tally=tally,
-                grace_s=grace_s,
-                finding_limit=finding_limit,
-                wait=wait,
-                tell=tell,
-                clock_s=clock_s,
-            )
+            child, parent = judgement.columns
             judgement.hold(key for one in results for key in one.held)
             judgement.settle_held()
             if plan.strategy is Strategy.FETCH:
