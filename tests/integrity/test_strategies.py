@@ -27,7 +27,9 @@ from integrity.tables import UUID_TYPES, Linked, linked, orphans
 from integrity.test_uuids import some_uuids
 
 NEAR = st.integers(-80, 200)
-FAR = st.one_of(NEAR, st.integers(-(2**63), 2**63 - 1), st.sampled_from([2**31, -(2**31) - 1, 2**63 - 1, -(2**63)]))
+FAR = st.one_of(
+    NEAR, st.integers(-(2**63), 2**63 - 1), st.sampled_from([2**23, 2**24, 2**31, -(2**31) - 1, 2**63 - 1, -(2**63)])
+)
 STRATEGIES = [Strategy.PACKED, Strategy.PROBE, Strategy.BITMAP, Strategy.WORDS, Strategy.SKIP]
 
 

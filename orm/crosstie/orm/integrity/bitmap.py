@@ -17,7 +17,7 @@ from crosstie.orm.integrity.endpoint import Endpoint
 from crosstie.orm.integrity.errors import ScanIncomplete
 from crosstie.orm.integrity.findings import Key
 from crosstie.orm.integrity.integers import IntegerParents
-from crosstie.orm.integrity.packing import NARROW, Distances, IntegerPacking, distances, packs
+from crosstie.orm.integrity.packing import Distances, IntegerPacking, distances, packs
 from crosstie.orm.integrity.scan import Ends, Page
 from crosstie.orm.integrity.storage import IntegerStorage, Raw
 from crosstie.orm.integrity.tiling import Tile
@@ -103,7 +103,7 @@ class _Rows:
         (self._primary,) = child.end.primary_key
         self._upto = _last_row(child)
         self._after: int | None = None
-        self._packing = IntegerPacking(child.database.kind, narrow=last - first < NARROW)
+        self._packing = IntegerPacking(child.database.kind, reach=last - first)
         self.ended = False
         key = sa.case((child.typed.between(first, last), child.typed), else_=None)
         self._page = (

@@ -7,7 +7,6 @@ is nothing to be read twice: no order, and no limit, decides what belongs to the
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
@@ -16,7 +15,7 @@ import sqlalchemy as sa
 from crosstie.orm.integrity.bulk import BulkQuery
 from crosstie.orm.integrity.child import ChildColumn
 from crosstie.orm.integrity.errors import ScanIncomplete
-from crosstie.orm.integrity.packing import NARROW, Distances, IntegerPacking, distances, packs
+from crosstie.orm.integrity.packing import Distances, IntegerPacking, distances, packs
 from crosstie.orm.integrity.parent import ParentColumn
 from crosstie.orm.integrity.storage import IntegerStorage
 from crosstie.orm.integrity.tiling import Tile, require_rows
@@ -59,6 +58,7 @@ class ChildPages:
         self.page_size = page_size
         self._expected = expected
         self._width: PageWidth | None = None
+        self._queries: dict[int, BulkQuery] = {}
 
     def next(self, after: int | None) -> ChildPage | None:
         """The next keys above `after`; None where there are none."""
@@ -81,8 +81,7 @@ class ChildPages:
             self._width = PageWidth(self.page_size, possible, self._expected)
         while True:
             width = min(self._width.width, possible)
-            query = self._query if width <= NARROW else self._wide_query
-            count, rows, data = query.row({"lo": first, "hi": first + width - 1, "base": first})
+            count, rows, data = self._query(width).row({"lo": first, "hi": first + width - 1, "base": first})
             if not self._width.too_many(width, count):
                 break
         self._width.found(width, count)
@@ -96,24 +95,21 @@ class ChildPages:
             raise ScanIncomplete(f"{self.child.end} was read otherwise than asked for: keys twice, or out of order")
         return keys
 
-    @cached_property
-    def _query(self) -> BulkQuery:
-        return self._packed(NARROW)
-
-    @cached_property
-    def _wide_query(self) -> BulkQuery:
-        return self._packed(NARROW + 1)
-
     def _packing(self, width: int) -> IntegerPacking:
-        return IntegerPacking(self.child.database.kind, narrow=width <= NARROW)
+        return IntegerPacking(self.child.database.kind, reach=width - 1)
 
-    def _packed(self, width: int) -> BulkQuery:
-        # In order and with a limit, MariaDB groups by walking its index, and not by a table of its own.
-        group = self.child.groups_within().limit(self.page_size + 1).subquery()
-        key = sa.type_coerce(group.c.key, sa.BigInteger())
-        rows = sa.cast(sa.func.sum(group.c.rows), sa.BigInteger())
-        packed = self._packing(width).packed(key, sa.bindparam("base", type_=sa.BigInteger()))
-        return BulkQuery(self.child.database, sa.select(sa.func.count(), rows, packed).select_from(group))
+    def _query(self, width: int) -> BulkQuery:
+        packing = self._packing(width)
+        query = self._queries.get(packing.width)
+        if query is None:
+            # In order and with a limit, MariaDB groups by walking its index, and not by a table of its own.
+            group = self.child.groups_within().limit(self.page_size + 1).subquery()
+            key = sa.type_coerce(group.c.key, sa.BigInteger())
+            rows = sa.cast(sa.func.sum(group.c.rows), sa.BigInteger())
+            packed = packing.packed(key, sa.bindparam("base", type_=sa.BigInteger()))
+            query = BulkQuery(self.child.database, sa.select(sa.func.count(), rows, packed).select_from(group))
+            self._queries[packing.width] = query
+        return query
 
     def _fetched(self, after: int | None) -> ChildPage | None:
         """As rows, which are counted once more in the same snapshot: here the server's limit ends the page."""
@@ -137,7 +133,7 @@ class IntegerParents:
         self.parent = parent
         self.page_size = page_size
         self.worthwhile = worthwhile
-        self._queries: dict[tuple[bool, bool], BulkQuery] = {}
+        self._queries: dict[tuple[int, bool], BulkQuery] = {}
 
     def page(self, base: int, lowest: int, highest: int) -> tuple[Distances, int | None]:
         """Keys between both, these included, and the greatest of them where there may be more."""
@@ -145,12 +141,12 @@ class IntegerParents:
             keys = [row[0] for row in self.parent.database.rows(self._keys(), {"lo": lowest, "hi": highest})]
             IntegerStorage().keys(keys)
             return distances(keys, base), keys[-1] if len(keys) >= self.page_size else None
-        packing = IntegerPacking(self.parent.database.kind, narrow=highest - base < NARROW)
+        packing = IntegerPacking(self.parent.database.kind, reach=highest - base)
         # So few are possible that they need no limit, which would cost MariaDB a table.
         all_of_them = self.parent.is_unique and highest - lowest < self.page_size
-        query = self._queries.get((packing.narrow, all_of_them))
+        query = self._queries.get((packing.width, all_of_them))
         if query is None:
-            query = self._queries[packing.narrow, all_of_them] = self._packed(packing, limited=not all_of_them)
+            query = self._queries[packing.width, all_of_them] = self._packed(packing, limited=not all_of_them)
         count, last, data = query.row({"lo": lowest, "hi": highest, "base": base})
         keys_there = packing.unpack(data, count, base, self.parent.end)
         return keys_there, int(last) if count >= self.page_size and not all_of_them else None

@@ -103,13 +103,13 @@ def _words(column: ChildColumn | ParentColumn, keys: sa.Subquery, rows: sa.Colum
         sa.func.count(),
         sa.cast(sa.func.coalesce(sa.func.sum(word.c.distinct_keys), 0), sa.BigInteger()),
         sa.cast(sa.func.coalesce(sa.func.sum(word.c.rows), 0), sa.BigInteger()),
-        IntegerPacking(kind, narrow=True).words(sa.type_coerce(word.c.word, sa.BigInteger()), word.c.bits),
+        IntegerPacking(kind).words(sa.type_coerce(word.c.word, sa.BigInteger()), word.c.bits),
     ).select_from(word)
 
 
 def _unpacked(column: ChildColumn | ParentColumn, first: int, answer: tuple[Any, ...]) -> tuple[Words, int, int]:
     count, keys, rows, data = answer
-    packing = IntegerPacking(column.database.kind, narrow=True)
+    packing = IntegerPacking(column.database.kind)
     return Words(first, *packing.unpack_words(data, count, column.end)), int(keys), int(rows)
 
 
