@@ -59,9 +59,12 @@ def test_a_database_that_is_down_is_status_2(audit: Command, configured: Pair) -
 def test_a_database_that_no_reference_needs_may_be_down_until_something_is_suspected(
     audit: Command, blog: Blog, configured: Pair
 ) -> None:
-    """Then it may know of a saga that still owes the parent; what it may know cannot be left out of a verdict."""
+    """Then it may know of a saga that still owes the parent; what it may know cannot be left out of a verdict.
+
+    Its own sagas are looked at as well, unless that is left out.
+    """
     third = {"tertiary": {"driver": "sqlite", "database": "/nowhere/at/all.db"}}
-    status, out, err = audit(configuration=configured.configuration | third)
+    status, out, err = audit("--no-leftovers", configuration=configured.configuration | third)
     assert (status, err) == (0, "")
     plant(blog)
     status, out, err = audit("--json", configuration=configured.configuration | third)
@@ -80,7 +83,9 @@ def test_json_is_one_document(audit: Command, blog: Blog) -> None:
     document = json.loads(out)
     assert (status, err) == (1, "")
     promised = {"version", "run_id", "state", "exit_status", "started_at", "seconds", "references", "copies", "unique"}
+    promised.add("leftovers")
     assert (set(document), document["copies"], document["unique"]) == (promised, [], [])
+    assert [(one["database"], one["left_over"]) for one in document["leftovers"]] == [("default", 0), ("secondary", 0)]
     assert (document["version"], document["state"], document["exit_status"]) == (1, "findings", 1)
     (reference,) = document["references"]
     assert reference | {"seconds": 0} == {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -26,6 +26,8 @@ from crosstie.sagas.record import UNSETTLED, SagaHeader, SagaRecord
 from crosstie.sagas.row_lock import stale_locks
 
 __all__ = [
+    "LATE_S",
+    "LEFTOVER_KINDS",
     "EffectState",
     "Leftover",
     "RecordState",
@@ -41,7 +43,9 @@ UNDECIDED = "undecided"
 OWED = "owed"
 UNKNOWN = "unknown"
 """Home could not be asked."""
-MOST_COMMITTED: Final = 10_000
+LATE_S: Final = 60.0
+"""Seconds that a sweep may be late before what it should have ended counts as left over."""
+COMMITTED_AT_ONCE: Final = 10_000
 SAGAS_AT_ONCE: Final = 500
 
 
@@ -327,9 +331,12 @@ def _decisions(found: Iterable[SagaHeader]) -> dict[str, str]:
     return states
 
 
+LEFTOVER_KINDS: Final = ("undecided", "unswept", "missing-branch", "stale-lock")
+
+
 @dataclass(frozen=True)
 class Leftover:
-    """Something that should not be there; `kind` is `undecided`, `unswept`, `missing-branch` or `stale-lock`."""
+    """Something that should not be there; `kind` is one of LEFTOVER_KINDS."""
 
     kind: str
     database: str
@@ -397,28 +404,8 @@ def find_leftovers(name: str, *, grace_s: float) -> list[Leftover]:
         )
         for one in _read_effects(database, late_effect, 1000)
     ]
-    young = records.c.updated_at_ms > now_ms() - int(ConnectionManager.settings().saga.retention_s * 1000)
-    committed = {
-        header.saga_id: header
-        for header, _ in _read(database, sa.and_(records.c.state == "committed", young), MOST_COMMITTED)
-    }
-    by_branch: dict[str, list[str]] = defaultdict(list)
-    for saga_id, header in committed.items():
-        for branch in header.branches:
-            by_branch[branch].append(saga_id)
-    for branch, saga_ids in by_branch.items():
-        there = _recorded(branch, saga_ids)
-        found += [
-            Leftover(
-                "missing-branch",
-                branch,
-                saga_id,
-                f"saga {committed[saga_id].name!r} is committed in {name!r}, and {branch!r} has no record of it: its "
-                "writes there are missing. Was a backup restored?",
-            )
-            for saga_id in saga_ids
-            if saga_id not in there
-        ]
+    for committed in _young_committed(database):
+        found += _missing_branches(name, committed)
     stale = stale_locks(database)
     return found + [
         Leftover(
@@ -429,6 +416,44 @@ def find_leftovers(name: str, *, grace_s: float) -> list[Leftover]:
             "it: was one deleted by hand? A worker's sweep drops the lock.",
         )
         for lock in stale
+    ]
+
+
+def _young_committed(database: Database) -> Iterator[dict[str, SagaHeader]]:
+    """The sagas that this home has committed and whose records retention has not taken yet, page by page."""
+    young = records.c.updated_at_ms > now_ms() - int(ConnectionManager.settings().saga.retention_s * 1000)
+    query = (
+        sa.select(records)
+        .where(records.c.step == BLOCK_STEP, records.c.state == "committed", young)
+        .order_by(records.c.saga_id)
+        .limit(COMMITTED_AT_ONCE)
+    )
+    after: sa.ColumnElement[bool] = sa.true()
+    while True:
+        rows = database.rows(query.where(after))
+        yield {row.saga_id: SagaRecord.from_row(row).header for row in rows}
+        if len(rows) < COMMITTED_AT_ONCE:
+            return
+        after = records.c.saga_id > rows[-1].saga_id
+
+
+def _missing_branches(home: str, committed: Mapping[str, SagaHeader]) -> list[Leftover]:
+    by_branch: dict[str, list[str]] = defaultdict(list)
+    for saga_id, header in committed.items():
+        for branch in header.branches:
+            by_branch[branch].append(saga_id)
+    return [
+        Leftover(
+            "missing-branch",
+            branch,
+            saga_id,
+            f"saga {committed[saga_id].name!r} is committed in {home!r}, and {branch!r} has no record of it: its "
+            "writes there are missing. Was a backup restored?",
+        )
+        for branch, saga_ids in by_branch.items()
+        for there in [_recorded(branch, saga_ids)]
+        for saga_id in saga_ids
+        if saga_id not in there
     ]
 
 

@@ -25,7 +25,9 @@ from crosstie.orm.integrity import (
 from crosstie.orm.reference import Reference
 from crosstie.workers.audit_copies import audit_copies
 from crosstie.workers.audit_intent import Intent, intend
+from crosstie.workers.audit_leftovers import audit_leftovers
 from crosstie.workers.audit_listeners import on_audit, tell_of_audit
+from crosstie.workers.audit_log import log_report
 from crosstie.workers.audit_notes import RunNotes, end_run, look_at_notes
 from crosstie.workers.audit_record import RunHeld, RunSummary, open_run, unrecordable
 from crosstie.workers.audit_references import select_references
@@ -53,6 +55,7 @@ def run_audit(
     scope: AuditScope = AuditScope.FULL,
     parts: int | None = None,
     unique: Iterable[str] | None = None,
+    leftovers: bool | None = None,
 ) -> AuditReport:
     """Audit references, given or named, and the denormalised columns that follow them, one after the other.
 
@@ -61,6 +64,7 @@ def run_audit(
     settings. `unique` are columns whose values are to be in one database only; where nothing is given, those of the
     settings. With another `scope` than FULL only what has changed is looked at, or the next of so many `parts` besides,
     and neither copies nor the settings' unique columns.
+    With `leftovers`, which defaults to the setting where nothing is chosen, what sagas have left over is looked for.
     Each run is recorded in its child's database, where that has crosstie's tables. A reference that cannot be audited
     is INCOMPLETE in the report and keeps no other from being audited. Raises UnknownReference, and what resolving the
     declared relations raises.
@@ -74,8 +78,10 @@ def run_audit(
     copies = audit_copies(compared) if scope is AuditScope.FULL else ()
     columns = unique if unique is not None else settings.unique if chosen is None and scope is AuditScope.FULL else ()
     duplicates = audit_unique(columns, page_size=run.chunk_size, suspects=run.touched, progress=progress)
+    looks = leftovers if leftovers is not None else settings.leftovers and chosen is None
+    left = audit_leftovers(run.run_id) if looks else ()
     seconds = time.monotonic() - start
-    report = AuditReport(run.run_id, started_at, seconds, results, run.unrecorded, copies, duplicates)
+    report = AuditReport(run.run_id, started_at, seconds, results, run.unrecorded, copies, duplicates, left)
     tell_of_audit(report)
     return report
 
@@ -83,31 +89,7 @@ def run_audit(
 def run_scheduled_audit(names: Sequence[str] | None = None, *, scope: AuditScope = AuditScope.FULL) -> AuditReport:
     """The audit that a schedule asks for, of these references or of all: what it finds is recorded and logged."""
     report = run_audit(names, scope=scope)
-    if not (report.results or report.copies or report.unique):
-        logger.warning("the scheduled audit checked nothing: no imported model declares a reference across databases")
-    for result in report.results:
-        if result.state is AuditState.OK:
-            logger.info(
-                "audit of %s: ok, %d keys, %d deferred", result.reference, result.keys_checked, result.deferred_keys
-            )
-        elif result.state is AuditState.FINDINGS:
-            logger.warning("audit of %s: %d orphan rows, run %s", result.reference, result.orphan_rows, report.run_id)
-        else:
-            logger.error("audit of %s is incomplete: %s", result.reference, result.reason)
-    for copies in report.copies:
-        if copies.found is None:
-            logger.error("audit of the copies by %s is incomplete: %s", copies.name, copies.reason)
-        elif copies.found.differing:
-            logger.warning("audit of the copies by %s: %d rows differ", copies.name, copies.found.differing)
-        else:
-            logger.info("audit of the copies by %s: ok, %d rows", copies.name, copies.found.rows)
-    for column in report.unique:
-        if column.state is AuditState.INCOMPLETE:
-            logger.error("audit of the values of %s is incomplete: %s", column.name, column.reason)
-        elif column.duplicates:
-            logger.warning("audit of the values of %s: %d in two databases", column.name, column.duplicates)
-        else:
-            logger.info("audit of the values of %s: ok, %d values", column.name, column.keys_checked)
+    log_report(report)
     return report
 
 

@@ -38,6 +38,7 @@ from crosstie.workers import presentation
 from crosstie.workers.audit import AuditReport, run_audit
 from crosstie.workers.audit_charts import Point
 from crosstie.workers.audit_discovery import discover
+from crosstie.workers.audit_leftovers import show_leftovers
 from crosstie.workers.audit_page import audit_page
 from crosstie.workers.audit_plans import PlannedAudit, planned_audits
 from crosstie.workers.audit_record import history
@@ -110,6 +111,14 @@ def audit(  # noqa: PLR0917 - typer names the options after them
             show_default=False,
         ),
     ] = None,
+    leftovers: Annotated[
+        bool | None,
+        typer.Option(
+            "--leftovers/--no-leftovers",
+            help="Also what sagas have left over; by default where no reference is named, and `audit.leftovers` is on.",
+            show_default=False,
+        ),
+    ] = None,
     discovering: Annotated[
         bool, typer.Option("--discover", help="Audit nothing; suggest references that nobody has declared.")
     ] = False,
@@ -122,9 +131,9 @@ def audit(  # noqa: PLR0917 - typer names the options after them
     ] = False,
     imports: Imports = None,
 ) -> None:
-    """Find child rows whose parent, in another database, does not exist, and denormalised columns that are wrong.
+    """Find child rows whose parent, in another database, does not exist, copies that are wrong, leftovers of sagas.
 
-    Exit status 0 if everything is whole, 1 if there are orphans or wrong copies, 2 if anything could not be checked.
+    Exit status 0 if everything is whole, 1 if anything was found, 2 if anything could not be checked.
     """
     if changes and parts is not None:
         presentation.show_error("expected one of --changes and --parts, and found both: a part includes the changes.")
@@ -146,6 +155,7 @@ def audit(  # noqa: PLR0917 - typer names the options after them
                 scope=scope,
                 parts=parts,
                 unique=unique,
+                leftovers=leftovers,
             )
     except CrosstieError as error:
         presentation.show_error(str(error))
@@ -249,6 +259,7 @@ def show_report(report: AuditReport, *, sample: int) -> None:
         if copies.reason is not None:
             console.print(Text(f"copies by {copies.name} were not compared: {copies.reason}"), soft_wrap=True)
     show_unique(report.unique, sample)
+    show_leftovers(report.leftovers, sample)
     console.print()
     console.print(Text(next_step(report)), soft_wrap=True)
 
@@ -309,7 +320,7 @@ def _samples(findings: Sequence[Finding]) -> Table:
 
 def next_step(report: AuditReport) -> str:
     """One line: what to do now."""
-    if not (report.results or report.copies or report.unique):
+    if report.is_empty:
         return (
             "Nothing was checked: no imported model declares a reference between two databases. Next: name the modules "
             "of your models in the setting `imports`, or with --import."
@@ -324,6 +335,11 @@ def next_step(report: AuditReport) -> str:
         names = " ".join(f'"{name}"' for name in dict.fromkeys(incomplete))
         also = "; the orphans above stand as they are" if any(one.orphan_rows for one in report.results) else ""
         return f"Next: remove the cause named above, then run: crosstie audit {names}{also}"
+    unasked = [one.database for one in report.leftovers if one.state is AuditState.INCOMPLETE]
+    if unasked:
+        return (
+            f"Next: {' and '.join(unasked)} must answer, or say --no-leftovers to leave out what sagas have left over."
+        )
     if any(one.orphan_rows for one in report.results):
         recorded = any(one.reference not in report.unrecorded for one in report.results if one.orphan_rows)
         where = f" (run_id {report.run_id} in crosstie_finding)" if recorded else ""
@@ -334,6 +350,8 @@ def next_step(report: AuditReport) -> str:
         return f"Next: {REPAIR}"
     if any(one.duplicates for one in report.unique):
         return "Next: decide which row keeps each of these values, and change the others."
+    if any(one.found for one in report.leftovers):
+        return "Next: run a worker (or crosstie sweep --once), then look at what is left: crosstie sagas leftovers."
     if any(one.deferred_keys for one in report.results):
         return (
             "No orphan was found. Next: run a worker (or crosstie sweep --once) to resolve the sagas, and audit again."

@@ -11,6 +11,7 @@ from prometheus_client.registry import Collector
 
 from crosstie.orm.connection import ConnectionManager
 from crosstie.orm.errors import CrosstieError
+from crosstie.workers.audit_leftovers import CHECK
 from crosstie.workers.audit_record import RunSummary, last_runs
 from crosstie.workers.outages import Outages
 
@@ -28,7 +29,7 @@ _GAUGES: Final = {
 
 
 class AuditCollector(Collector):
-    """The last audit of each reference; a database that does not answer has no figures."""
+    """The last audit of each reference, and of sagas; a database that does not answer has no figures."""
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """The figures as they are now."""
@@ -36,6 +37,11 @@ class AuditCollector(Collector):
         gauges = {
             name: GaugeMetricFamily(f"crosstie_audit_{name}", text, labels=labels) for name, text in _GAUGES.items()
         }
+        leftovers = GaugeMetricFamily(
+            "crosstie_audit_saga_leftovers",
+            "What the last audit found left over of sagas, by kind.",
+            labels=["source", "kind"],
+        )
         for source in ConnectionManager.names(writable=True):
             try:
                 runs = last_runs(source)
@@ -44,16 +50,22 @@ class AuditCollector(Collector):
                 continue
             _outages.succeeded(f"reading the audits of {source!r} for metrics")
             for run in runs:
+                if run.reference == CHECK:
+                    for kind, count in run.detail.get("kinds", {}).items():
+                        leftovers.add_metric([source, kind], count)
                 for name, value in _figures(run).items():
                     gauges[name].add_metric([source, run.reference], value)
         yield from gauges.values()
+        yield leftovers
 
 
 def _figures(run: RunSummary) -> dict[str, float]:
-    figures = {
+    of_reference = {
         "orphan_rows": run.findings,
         "rows_checked": run.rows_checked,
         "deferred_rows": run.detail.get("deferred_rows", 0),
+    }
+    figures = ({} if run.detail.get("check") else of_reference) | {
         "incomplete": float(run.state in {"incomplete", "running"}),
         "started_timestamp_seconds": run.started_at.timestamp(),
     }

@@ -13,6 +13,7 @@ from crosstie.orm.integrity import AuditResult, AuditState, Finding
 from crosstie.orm.integrity.uniqueness import UniquenessResult
 from crosstie.workers.audit_charts import Point, columns, proportion
 from crosstie.workers.audit_copies import AuditedCopies
+from crosstie.workers.audit_leftovers import AuditedLeftovers
 from crosstie.workers.audit_report import AuditReport
 
 __all__ = ["audit_page"]
@@ -44,6 +45,7 @@ def audit_page(report: AuditReport, history: Mapping[str, Sequence[Point]], *, s
         _details(body, result, sample)
     _copies(body, report.copies)
     _unique(body, report.unique)
+    _leftovers(body, report.leftovers, sample)
     return "<!DOCTYPE html>\n" + ET.tostring(html, encoding="unicode", method="html")
 
 
@@ -197,6 +199,27 @@ def _copies(body: ET.Element, copies: Sequence[AuditedCopies]) -> None:
         _state(_add(row, "td"), one.state)
         found = "" if one.found is None else f"{one.found.differing:,} of {one.found.rows:,} rows differ"
         _add(row, "td", one.reason or found)
+
+
+def _leftovers(body: ET.Element, audited: Sequence[AuditedLeftovers], sample: int) -> None:
+    if not audited:
+        return
+    section = _add(body, "section")
+    _add(section, "h2", "Leftovers of sagas")
+    table = _add(_add(section, "div", class_="scroll"), "table")
+    heads = _add(_add(table, "thead"), "tr")
+    for head in ("database", "state", "what was found"):
+        _add(heads, "th", head)
+    rows = _add(table, "tbody")
+    for one in audited:
+        row = _add(rows, "tr")
+        _add(row, "td", one.database, class_="name")
+        _state(_add(row, "td"), one.state)
+        cell = _add(row, "td", one.reason or ("" if one.found else "nothing"))
+        for found in one.found[:sample]:
+            _add(cell, "div", f"{found.kind}: {found.saga_id}: {found.message}")
+        if len(one.found) > sample:
+            _add(cell, "div", f"and {len(one.found) - sample:,} more", class_="quiet")
 
 
 _STYLE: Final = """

@@ -39,6 +39,7 @@ __all__ = [
     "last_standing",
     "open_run",
     "open_runs",
+    "record_check",
     "renew_run",
     "take_over",
     "unrecordable",
@@ -312,6 +313,38 @@ def _close(held: RunHeld, result: AuditResult, looked_at: Notes | None) -> None:
             add_notes(connection, result.reference, map(str, listed))
         audit_chunks.forget(connection, run_id, result.reference)
         _forget_old_runs(connection, result.reference)
+
+
+def record_check(
+    database: Database,
+    run_id: str,
+    name: str,
+    *,
+    state: AuditState,
+    started_at: datetime,
+    findings: int,
+    rows_checked: int = 0,
+    detail: Mapping[str, Any],
+) -> None:
+    """Write that a check which is no reference's has begun and ended, in the rows of runs under its own name.
+
+    Raises DatabaseUnavailable.
+    """
+    row = {
+        "run_id": run_id,
+        "reference": name,
+        "state": state.value,
+        "started_at_ms": int(started_at.timestamp() * 1000),
+        "finished_at_ms": now_ms(),
+        "rows_checked": rows_checked,
+        "findings": findings,
+        "detail": json.dumps({"check": True} | dict(detail)),
+        "epoch": 1,
+    }
+    for attempt in _attempts():
+        with attempt, database.mapped_errors(), database.engine.begin() as connection:
+            connection.execute(sa.insert(audit_run).values(row))
+            _forget_old_runs(connection, name)
 
 
 def last_runs(database_name: str) -> list[RunSummary]:

@@ -11,6 +11,7 @@ from typing import Any, Final
 from crosstie.orm.integrity import AuditResult, AuditState
 from crosstie.orm.integrity.uniqueness import UniquenessResult
 from crosstie.workers.audit_copies import AuditedCopies
+from crosstie.workers.audit_leftovers import AuditedLeftovers
 from crosstie.workers.audit_unique import unique_document
 
 __all__ = ["EXIT_STATUS", "AuditReport"]
@@ -25,7 +26,7 @@ _FORMAT_VERSION: Final = 1
 
 @dataclass(frozen=True)
 class AuditReport:
-    """One run over some references and the copies that follow them.
+    """One run over some references, the copies that follow them, and what sagas have left over.
 
     `unrecorded` says of each reference without a row of its run why it has none.
     """
@@ -37,15 +38,21 @@ class AuditReport:
     unrecorded: Mapping[str, str]
     copies: tuple[AuditedCopies, ...] = ()
     unique: tuple[UniquenessResult, ...] = ()
+    leftovers: tuple[AuditedLeftovers, ...] = ()
 
     @property
     def state(self) -> AuditState:
-        """The worst of all; a run over nothing at all has checked nothing and is INCOMPLETE."""
-        states = {result.state for result in self.results}
-        states |= {one.state for one in self.copies} | {one.state for one in self.unique}
-        if not states or AuditState.INCOMPLETE in states:
+        """The worst of all; a run without any reference or column has checked nothing and is INCOMPLETE."""
+        states = {one.state for one in self.results} | {one.state for one in self.copies}
+        states |= {one.state for one in self.unique} | {one.state for one in self.leftovers}
+        if self.is_empty or AuditState.INCOMPLETE in states:
             return AuditState.INCOMPLETE
         return AuditState.FINDINGS if AuditState.FINDINGS in states else AuditState.OK
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there was nothing to check: sagas are looked at besides, and stand for no reference."""
+        return not (self.results or self.copies or self.unique)
 
     @property
     def exit_status(self) -> int:
@@ -64,6 +71,7 @@ class AuditReport:
             "references": [self._result(result, sample) for result in self.results],
             "copies": [one.as_document(sample) for one in self.copies],
             "unique": [unique_document(one, sample) for one in self.unique],
+            "leftovers": [one.as_document(sample) for one in self.leftovers],
         }
 
     def to_json(self, *, sample: int | None = None) -> str:

@@ -11,7 +11,7 @@ import typer
 from crosstie.sagas import operation
 from crosstie.sagas.effect import UNFINISHED
 from crosstie.sagas.errors import SagaOperationRefused
-from crosstie.sagas.inspection import SagaState, find_leftovers, find_saga, find_unfinished
+from crosstie.sagas.inspection import LATE_S, SagaState, find_leftovers, find_saga, find_unfinished
 from crosstie.sagas.recovery import Manner, Resolution
 from crosstie.workers import presentation
 from crosstie.workers.command_options import INCOMPLETE, AsJson, Databases, Imports, ask, print_json, sources
@@ -78,7 +78,7 @@ def show_leftovers(
     databases: Databases = None,
     grace_s: Annotated[
         float, typer.Option("--grace", min=0, help="Seconds that a sweep may be late.", show_default=True)
-    ] = 60.0,
+    ] = LATE_S,
     as_json: AsJson = False,
     imports: Imports = None,
 ) -> None:
