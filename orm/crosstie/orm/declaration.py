@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from crosstie.orm.model import ActiveRecord
     from crosstie.orm.relation import Relation
 
-__all__ = ["connection_of", "key_names", "relations_of", "table_name_of"]
+__all__ = ["connection_of", "key_names", "relations_of", "table_name_of", "trigger_columns_of"]
 
 
 def key_names(model: type[ActiveRecord]) -> tuple[str, ...]:
@@ -49,6 +49,20 @@ def table_name_of(model: type) -> str | None:
     if not isinstance(name, str) or not name:
         raise ModelDefinitionError(f"{model.__qualname__}: expected __table_name__ to be a name, and found {name!r}.")
     return name
+
+
+def trigger_columns_of(model: type[ActiveRecord]) -> tuple[str, ...] | None:
+    """The columns that the table's triggers write, in the row that fires them, if they write nothing else.
+
+    None where nothing is said of triggers. Raises ModelDefinitionError.
+    """
+    names = model.__trigger_columns__
+    found: object = names
+    if found is not None and not (isinstance(found, tuple) and all(isinstance(name, str) and name for name in found)):
+        raise ModelDefinitionError(
+            f"{model.__qualname__}: expected __trigger_columns__ to be a tuple of names of columns, found {found!r}."
+        )
+    return names
 
 
 def connection_of(model: type) -> tuple[Place, tuple[Place, ...]]:

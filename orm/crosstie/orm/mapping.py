@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 
 from crosstie.orm.column import INT64, Check, Column, FieldType, field_type, markers
 from crosstie.orm.configuration import nearest
-from crosstie.orm.declaration import connection_of, key_names, relations_of, table_name_of
+from crosstie.orm.declaration import connection_of, key_names, relations_of, table_name_of, trigger_columns_of
 from crosstie.orm.denormalized import denormalized_paths
 from crosstie.orm.errors import InvalidQuery, ModelDefinitionError
 from crosstie.orm.placement import resolve
@@ -165,6 +165,7 @@ class TableMapping:
         self.field_of_column = {field.column.name: field for field in self.fields.values()}
         self.lock = self._named(model.__lock_version__)
         self.table.info["crosstie.version"] = None if self.lock is None else self.lock.column.name
+        self.table.info["crosstie.trigger_columns"] = trigger_columns_of(model)
         self.soft_delete = self._named(model.__soft_delete__)
         self.mutable = tuple(name for name, field in self.fields.items() if field.mutable)
         self.columns = Columns(self)

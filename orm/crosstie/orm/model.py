@@ -78,6 +78,7 @@ class ActiveRecord(BaseModel):
     __stamped_on_update__: ClassVar[tuple[str, ...]] = ()
     __lock_version__: ClassVar[str | None] = None
     __soft_delete__: ClassVar[str | None] = None
+    __trigger_columns__: ClassVar[tuple[str, ...] | None] = None
     __strict_loading__: ClassVar[Strictness | None] = None
     __publish__: ClassVar[bool | tuple[str, ...]] = False
     __publish_except__: ClassVar[tuple[str, ...]] = ()

@@ -19,7 +19,7 @@ from crosstie.orm.prepared import Prepared
 from crosstie.orm.recorder import Key, Rows, condition
 from crosstie.orm.row import key_matches, key_parameters
 from crosstie.outbox import trigger
-from crosstie.sagas.errors import SagaNotUndoable
+from crosstie.sagas.errors import SagaError, SagaNotUndoable
 from crosstie.sagas.facts import TableFacts, table_facts
 from crosstie.sagas.image import Image, decode, encode, plain_key, projection
 
@@ -28,6 +28,15 @@ __all__ = ["BranchRecorder", "HomeRecorder", "uncaptured_reasons", "undo_log", "
 _LOG = "saga.undo"
 _UNCAPTURED = "saga.uncaptured"
 _PORTION: Final = 250
+TRIGGER_COLUMNS: Final = "crosstie.trigger_columns"
+"""In the `info` of a table: the columns that its triggers write, in the row that fires them, if that is all."""
+_FIRES: Final[dict[str, frozenset[str]]] = {
+    "insert": frozenset({"insert", "delete"}),
+    "update": frozenset({"update"}),
+    "upsert": frozenset({"insert", "update", "delete"}),
+    "delete": frozenset({"delete", "insert"}),
+}
+"""What an operation and its undo do to the row."""
 _K = TypeVar("_K")
 
 
@@ -145,9 +154,9 @@ class BranchRecorder:
         self, tx: LocalTransaction, table: sa.Table, rows: Rows, columns: Collection[str], *, upserting: bool = False
     ) -> object:
         """Read the columns before they change."""
-        del upserting
         names = tuple(without_copies(table, {table.c[n].name if n in table.c else n: "" for n in columns}))
-        facts = self._facts(tx, table, "update", columns=names)
+        names = tuple(dict.fromkeys((*names, *_stamped(table))))
+        facts = self._facts(tx, table, "upsert" if upserting else "update", columns=names)
         if any(column.name in names for column in table.primary_key):
             self.uncaptured(tx, f"an update of the primary key of {table.name!r}")
         update = _Update(table, names, rows if isinstance(rows, tuple) else None)
@@ -224,17 +233,35 @@ class BranchRecorder:
     ) -> TableFacts:
         _refuse_untransactional(tx, table)
         facts = table_facts(tx.database, tx.connection, table.name, table.schema, columns=columns, fresh=fresh)
-        fired = self._in_the_way(facts, operation)
+        unknown = [name for name in _stamped(table) if name not in facts.insertable]
+        if unknown:
+            raise SagaError(
+                f"database {tx.database.name!r}: expected __trigger_columns__ of {table.name!r} to name columns that a "
+                f"trigger can write, and found {', '.join(unknown)}. The table has {', '.join(facts.insertable)}."
+            )
+        fired = facts.fired_by(_FIRES[operation])
         if fired:
-            self.uncaptured(tx, f"an {operation} on {table.name!r}, which has triggers ({', '.join(fired)})")
+            self._require_known(tx, table, operation, fired)
         return facts
 
-    def _in_the_way(self, facts: TableFacts, operation: str) -> list[str]:
-        """The triggers because of which the operation cannot be captured."""
+    def _require_known(self, tx: LocalTransaction, table: sa.Table, operation: str, fired: Collection[str]) -> None:
+        """Say that the operation cannot be captured, unless it is known what these triggers write."""
+        theirs = [name for name in fired if not name.startswith((trigger.PREFIX, trigger.NOTING_PREFIX))]
         # Crosstie's own tell of deletes, and at once: an abort would come too late. But the delete by which an insert
         # is undone may be told: the row is gone for good, and so should be what refers to it.
-        harmless = trigger.NOTING_PREFIX if operation == "delete" else (trigger.PREFIX, trigger.NOTING_PREFIX)
-        return [name for name in facts.triggers if not name.startswith(harmless)]
+        telling = [name for name in fired if name.startswith(trigger.PREFIX)] if self._must_not_tell(operation) else []
+        if theirs and table.info.get(TRIGGER_COLUMNS) is None:
+            self.uncaptured(
+                tx,
+                f"an {operation} on {table.name!r}, which has triggers ({', '.join([*theirs, *telling])}): if all that "
+                "they write is columns of the row itself, let the model name these, __trigger_columns__ = (…)",
+            )
+        elif telling:
+            self.uncaptured(tx, f"a {operation} on {table.name!r}, which has triggers ({', '.join(telling)})")
+
+    def _must_not_tell(self, operation: str) -> bool:
+        """Whether crosstie's own triggers must not tell of this operation before the saga is decided."""
+        return operation == "delete"
 
     def _of_new_rows(self, table: sa.Table, facts: TableFacts) -> dict[str, str]:
         """The columns of a new row that its image has."""
@@ -272,7 +299,16 @@ class BranchRecorder:
             )
 
     def _log(self, tx: LocalTransaction, operation: str, table: sa.Table, key: Image, **images: Image) -> None:
-        undo_log(tx).append({"op": operation, "table": table.name, "schema": table.schema, "key": key, **images})
+        entry: dict[str, Any] = {"op": operation, "table": table.name, "schema": table.schema, "key": key, **images}
+        if stamped := _stamped(table):
+            entry["stamped"] = stamped
+        undo_log(tx).append(entry)
+
+
+def _stamped(table: sa.Table) -> list[str]:
+    """The columns that triggers write, as they are called in the database."""
+    names = table.info.get(TRIGGER_COLUMNS) or ()
+    return [table.c[name].name if name in table.c else name for name in names]
 
 
 def _images(database: Database, table: sa.Table, wanted: Mapping[str, str]) -> sa.Select[Any]:

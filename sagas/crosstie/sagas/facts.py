@@ -27,7 +27,8 @@ class TableFacts:
 
     columns: dict[str, str]
     generated: frozenset[str]
-    triggers: tuple[str, ...]
+    triggers: dict[str, frozenset[str]]
+    """By name, what fires each: `insert`, `update`, `delete`. Rules of PostgreSQL are among them."""
     cascades_to: tuple[str, ...]
     engine: str | None
     self_written: frozenset[str] = frozenset()
@@ -39,6 +40,10 @@ class TableFacts:
     def transactional(self) -> bool:
         """Whether a rollback takes back what was written here."""
         return self.engine is None or self.engine.lower() in _TRANSACTIONAL_ENGINES
+
+    def fired_by(self, events: Collection[str]) -> list[str]:
+        """The names of the triggers that one of these events fires."""
+        return [name for name, fire in self.triggers.items() if not fire.isdisjoint(events)]
 
     @property
     def insertable(self) -> dict[str, str]:
@@ -121,7 +126,11 @@ def _postgresql(connection: sa.Connection, table: str, schema: str | None) -> Ta
     )
     triggers = _rows(
         connection,
-        "SELECT tgname FROM pg_trigger WHERE tgrelid = to_regclass(:name) AND NOT tgisinternal AND tgenabled <> 'D'",
+        "SELECT tgname, CASE WHEN tgtype & 4 > 0 THEN 'insert ' ELSE '' END"
+        " || CASE WHEN tgtype & 8 > 0 THEN 'delete ' ELSE '' END || CASE WHEN tgtype & 16 > 0 THEN 'update' ELSE '' END"
+        " FROM pg_trigger WHERE tgrelid = to_regclass(:name) AND NOT tgisinternal AND tgenabled <> 'D'"
+        " UNION ALL SELECT rulename, CASE ev_type WHEN '2' THEN 'update' WHEN '3' THEN 'insert' ELSE 'delete' END"
+        " FROM pg_rewrite WHERE ev_class = to_regclass(:name) AND ev_type IN ('2', '3', '4') AND ev_enabled <> 'D'",
         name=name,
     )
     cascades = _rows(
@@ -145,7 +154,7 @@ def _mysql(connection: sa.Connection, table: str, schema: str | None) -> TableFa
     )
     triggers = _rows(
         connection,
-        "SELECT trigger_name FROM information_schema.triggers"
+        "SELECT trigger_name, lower(event_manipulation) FROM information_schema.triggers"
         " WHERE event_object_schema = COALESCE(:schema, DATABASE()) AND event_object_table = :name",
         **where,
     )
@@ -176,7 +185,9 @@ def _sqlite(connection: sa.Connection, table: str, schema: str | None) -> TableF
     )
     triggers = _rows(
         connection,
-        "SELECT name FROM sqlite_master WHERE type = 'trigger' AND tbl_name = :name COLLATE NOCASE",
+        # Which event fires it stands in its text alone.
+        "SELECT name, 'insert update delete' FROM sqlite_master"
+        " WHERE type = 'trigger' AND tbl_name = :name COLLATE NOCASE",
         name=table,
     )
     cascades = _rows(
@@ -192,7 +203,7 @@ def _facts(columns: list[Any], triggers: list[Any], cascades: list[Any], *, engi
     return TableFacts(
         columns={name: kind for name, kind, _ in columns},
         generated=frozenset(name for name, _, generated in columns if generated),
-        triggers=tuple(name for (name,) in triggers),
+        triggers={name: frozenset(str(events).split()) for name, events in triggers},
         cascades_to=tuple(name for (name,) in cascades),
         engine=engine,
     )

@@ -21,7 +21,9 @@ from crosstie.sagas.image import Image, decode, encode, projection
 __all__ = ["Entry", "LoggedRow"]
 
 Entry = Mapping[str, Any]
-"""`op` (insert, update, delete, increment), `table`, `schema`, `key`, and by op: `before`, `after`, `deltas`."""
+"""`op` (insert, update, delete, increment), `table`, `schema`, `key`, and by op: `before`, `after`, `deltas`.
+
+`stamped`, if it is there, are the columns of the row that triggers write."""
 
 
 class LoggedRow:
@@ -47,6 +49,7 @@ class LoggedRow:
         self.table = sa.table(
             entry["table"], *(sa.column(name) for name in self.facts.columns), schema=entry.get("schema")
         )
+        self.stamped = frozenset(entry.get("stamped", ()))
         self._conflicts = conflicts
 
     @property
@@ -136,10 +139,10 @@ class LoggedRow:
     def require_unchanged(self, now: Image, expected: Image) -> None:
         """Raise a conflict where a column has another value than the log has, unless that is to be overwritten.
 
-        Columns that the server writes with any update tell nothing: the saga's own later writes, and their undo, have
-        changed them.
+        Columns that the server or a trigger writes with an update tell nothing: the saga's own later writes, and their
+        undo, have changed them.
         """
-        told = expected.keys() - self.facts.self_written
+        told = expected.keys() - self.facts.self_written - self.stamped
         changed = sorted(name for name in told if now[name] != expected[name])
         if changed and not self.forced:
             # Values stay out of the message, which is logged; the images are kept beside the record.

@@ -16,7 +16,6 @@ import sqlalchemy as sa
 from crosstie.orm.database import Database
 from crosstie.orm.local_transaction import LocalTransaction
 from crosstie.orm.recorder import Key, Rows
-from crosstie.outbox import trigger
 from crosstie.outbox.envelope import Envelope
 from crosstie.outbox.publish import KEPT
 from crosstie.sagas.capture import BranchRecorder, undo_log, without_copies
@@ -57,10 +56,9 @@ class RedoRecorder(BranchRecorder):
             self.uncaptured(tx, f"deleting rows of {table.name!r}, which has no version (OptimisticLockMixin)")
         super().deleting(tx, table, rows)
 
-    def _in_the_way(self, facts: TableFacts, operation: str) -> list[str]:
-        # Crosstie's own tell of deletes, and a redo has them tell again.
+    def _must_not_tell(self, operation: str) -> bool:
         del operation
-        return [name for name in facts.triggers if not name.startswith((trigger.PREFIX, trigger.NOTING_PREFIX))]
+        return False  # a redo has them tell again
 
     def _of_new_rows(self, table: sa.Table, facts: TableFacts) -> dict[str, str]:
         del table

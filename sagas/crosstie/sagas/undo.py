@@ -51,7 +51,11 @@ def _undo_update(row: LoggedRow) -> None:
 
 
 def _undo_delete(row: LoggedRow) -> None:
-    row.insert(row.entry["before"])
+    before: Image = row.entry["before"]
+    row.insert(before)
+    stamps = {name: before[name] for name in row.stamped & before.keys()}
+    if stamps and row.read(stamps) != stamps:
+        row.update(stamps)  # a trigger of the insert has written them anew; one of the update has the last word
 
 
 def _undo_increment(row: LoggedRow) -> None:

@@ -97,6 +97,7 @@ class _Tried(Workspace):
 def _tried(tx: LocalTransaction) -> list[str]:
     entries = [entry for entry in undo_log(tx) if "key" in entry]
     keys = dict.fromkeys((one["table"], one.get("schema"), tuple(one["key"].items())) for one in entries)
+    stamped = {(one["table"], name) for one in entries for name in one.get("stamped", ())}
     with tx.database.mapped_errors(), tx.database.autocommit.connect() as connection:
         before = {key: _read(tx, connection, key) for key in keys}
     savepoint = Savepoint(tx)
@@ -108,7 +109,12 @@ def _tried(tx: LocalTransaction) -> list[str]:
         return [str(conflict)]
     finally:
         savepoint.roll_back()
-    return [complaint for key in keys for complaint in _compare(tx.database.name, key, before[key], after[key])]
+    return [
+        complaint
+        for key in keys
+        for column, complaint in _compare(tx.database.name, key, before[key], after[key])
+        if (key[0], column) not in stamped
+    ]
 
 
 def _read(tx: LocalTransaction, connection: sa.Connection, key: _Row) -> Mapping[str, Any] | None:
@@ -130,12 +136,13 @@ def _read(tx: LocalTransaction, connection: sa.Connection, key: _Row) -> Mapping
 
 def _compare(
     database: str, key: _Row, before: Mapping[str, Any] | None, after: Mapping[str, Any] | None
-) -> Iterable[str]:
+) -> Iterable[tuple[str, str]]:
+    """What differs: the column, empty where it is the whole row, and the complaint."""
     where = f"{database}.{key[0]} ({', '.join(f'{name}={decode(value)}' for name, value in key[2])})"
     if before is None or after is None:
         if before is not after:
-            yield f"{where}: the row {'is left over' if before is None else 'is missing'} after the undo"
+            yield "", f"{where}: the row {'is left over' if before is None else 'is missing'} after the undo"
         return
     for name, value in before.items():
         if after[name] != value:
-            yield f"{where}: column {name} was {decode(value)!r} and is {decode(after[name])!r} after the undo"
+            yield name, f"{where}: column {name} was {decode(value)!r} and is {decode(after[name])!r} after the undo"
