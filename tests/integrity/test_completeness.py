@@ -22,7 +22,6 @@ from crosstie.orm.integrity import (
     Strategy,
     bulk,
     integers,
-    uuids,
 )
 from crosstie.orm.integrity.child import ChildColumn
 from crosstie.orm.integrity.integers import IntegerParents
@@ -30,6 +29,7 @@ from crosstie.orm.integrity.packing import Distances, IntegerPacking, distances
 from crosstie.orm.integrity.scan import Ends, KeyScan, Page
 from crosstie.orm.integrity.strategies import choose_scan
 from crosstie.orm.integrity.tiling import Tile, require_count, require_tiling
+from crosstie.orm.integrity.uuid_storage import UuidStorage
 from integrity.tables import TEXT_TYPES, UUID_TYPES, Linked, linked, orphans
 
 ONE = pytest.mark.parametrize("pair", [("sqlite", "postgresql")], indirect=True, ids="-".join)
@@ -118,13 +118,15 @@ def test_a_page_of_uuids_that_lacks_some_is_incomplete(
     world.register(keys)
     world.post(list(enumerate(keys)))
     assert world.audit(chunk_size=5).state is AuditState.OK
-    packed, groups, first = uuids._packed, ChildColumn.groups_within, ChildColumn.first
+    sixteen, groups, first = UuidStorage.sixteen, ChildColumn.groups_within, ChildColumn.first
     if fault == "lost":
         without = sa.literal(keys[7], sa.String())
         monkeypatch.setattr(
-            uuids,
-            "_packed",
-            lambda kind, key: packed(kind, sa.case((sa.cast(key, sa.CHAR(36)) != without, key), else_=None)),
+            UuidStorage,
+            "sixteen",
+            lambda self, key, **end: sixteen(
+                self, sa.case((sa.cast(key, sa.CHAR(36)) != without, key), else_=None), **end
+            ),
         )
     elif fault == "cut" and world.child.kind == "mariadb":
         monkeypatch.setattr(bulk, "CONCAT_LIMIT", 70)

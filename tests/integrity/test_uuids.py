@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import random
 import uuid
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
 from bench.databases import Pair
-from crosstie.orm.integrity import AuditState
-from integrity.tables import UUID_TYPES, linked, orphans
+from crosstie.orm import ConnectionManager
+from crosstie.orm.integrity import AuditState, Strategy, uuid_set
+from crosstie.orm.integrity import uuids as packed_uuids
+from crosstie.orm.integrity.byte_order import byte_order
+from integrity.tables import UUID_TYPES, Linked, linked, orphans
 
 
 def some_uuids() -> list[uuid.UUID]:
@@ -75,3 +81,122 @@ def test_one_uuid_spelt_in_several_ways_is_one_key(configured: Pair) -> None:
     assert result.reason is None
     assert orphans(result) == {1: key, 2: key, 3: key}
     assert (result.orphan_keys, result.orphan_rows) == (1, 3)
+
+
+Spelling = Callable[[uuid.UUID], Any]
+
+
+def plainly(key: uuid.UUID) -> str:
+    """32 digits."""
+    return key.hex
+
+
+def loudly(key: uuid.UUID) -> str:
+    """With dashes, in upper case."""
+    return str(key).upper()
+
+
+def anyhow(key: uuid.UUID) -> str:
+    """One of four spellings; which of them, the key tells."""
+    text = str(key) if key.int % 2 else key.hex
+    return text.upper() if key.int % 3 else text
+
+
+def as_bytes(key: uuid.UUID) -> bytes:
+    """Sixteen of them, in the usual order."""
+    return key.bytes
+
+
+STORAGES: dict[str, list[tuple[str, Spelling]]] = {
+    "sqlite": [("CHAR(32)", plainly), ("BLOB", as_bytes), ("TEXT", anyhow)],
+    "postgresql": [("UUID", str), ("BYTEA", as_bytes), ("CHAR(36)", loudly), ("TEXT", anyhow)],
+    "mariadb": [
+        ("UUID", str),
+        ("BINARY(16)", as_bytes),
+        ("CHAR(36)", loudly),
+        ("VARCHAR(40) CHARACTER SET ascii COLLATE ascii_bin", anyhow),
+    ],
+}
+
+
+def test_every_storage_agrees_with_brute_force_in_every_other(
+    configured: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each storage of the child with each of the parent; keys of every version, pages and sets of every size."""
+    monkeypatch.setattr(packed_uuids, "_PAGES_TOGETHER", 2)
+    monkeypatch.setattr(packed_uuids, "_PARENTS_AT_ONCE", 7)
+    monkeypatch.setattr(uuid_set, "_CROWDED", 3)
+    for of_child in STORAGES[configured.first.kind]:
+        for of_parent in STORAGES[configured.second.kind]:
+            world = linked(configured, of_child[0], of_parent[0], declared=sa.Uuid)
+            compare_at_random(world, of_child[1], of_parent[1])
+            configured.first.execute("DROP TABLE posts")
+            configured.second.execute("DROP TABLE users")
+            ConnectionManager.configure(configured.configuration)  # prepared statements know the types of before
+
+
+def compare_at_random(world: Linked, child_spelling: Spelling, parent_spelling: Spelling) -> None:
+    """Two tables of keys drawn at random, each audited as sets and by asking the parent."""
+    keys = [*some_uuids()[::4], *(uuid.UUID(int=number) for number in (0, 1, 2**64, 2**128 - 1))]
+    for seed in (f"{world.child.kind} {child_spelling.__name__} {world.parent.kind} {n}" for n in range(2)):
+        chance = random.Random(seed)
+        children = [chance.choice([None, *keys]) for _ in range(40)]
+        parents, page_size = chance.sample(keys, 20), chance.randint(1, 20)
+        world.child.execute("DELETE FROM posts")
+        world.parent.execute("DELETE FROM users")
+        world.register(map(parent_spelling, parents))
+        world.post([(n, None if key is None else child_spelling(key)) for n, key in enumerate(children)])
+        expected = {n: key for n, key in enumerate(children) if key is not None and key not in parents}
+        for strategy in (Strategy.PACKED, Strategy.FETCH):
+            result = world.audit(chunk_size=page_size, strategy=strategy)
+            assert (seed, strategy, result.reason, orphans(result)) == (seed, strategy, None, expected)
+            assert result.child_rows == len(children) - children.count(None)
+            assert result.keys_checked == len(set(children) - {None})
+
+
+@pytest.mark.parametrize("pair", [("postgresql", "mariadb"), ("sqlite", "postgresql")], indirect=True, ids="-".join)
+def test_a_spelling_that_nothing_would_find_again_is_incomplete(configured: Pair) -> None:
+    """In both cases of letters at once, or with dashes elsewhere: neither passed over nor called an orphan."""
+    world = linked(configured, "TEXT", UUID_TYPES, declared=sa.Uuid)
+    for wrong in ("ABCDEF00-1234-4abc-8def-0123456789ab", "abcdef00123-44abc8def0123456-7-8-9ab", "z" * 32):
+        world.child.execute("DELETE FROM posts")
+        world.post([(1, str(some_uuids()[0])), (2, wrong)])
+        result = world.audit()
+        assert result.state is AuditState.INCOMPLETE
+        assert wrong in (result.reason or "")
+
+
+@pytest.mark.parametrize("pair", [("mariadb", "postgresql"), ("postgresql", "sqlite")], indirect=True, ids="-".join)
+def test_a_parent_is_found_however_it_is_spelt(configured: Pair) -> None:
+    """Among sets a parent is its bytes; and text that is no UUID is nobody's parent."""
+    world = linked(configured, UUID_TYPES, "VARCHAR(60)", declared=sa.Uuid)
+    keys = some_uuids()[:2]
+    world.register([str(keys[0]).title(), "nobody", "zz" * 16])
+    world.post([(n, stored(world.child.kind, key)) for n, key in enumerate(keys)])
+    result = world.audit()
+    assert (result.reason, orphans(result)) == (None, {1: keys[1]})
+
+
+def test_bytes_in_another_order_are_refused(configured: Pair) -> None:
+    """Read in the usual order they would be other UUIDs, and all of them orphans."""
+    bytes_in = {"sqlite": "BLOB", "postgresql": "BYTEA", "mariadb": "BINARY(16)"}
+    world = linked(configured, bytes_in, UUID_TYPES, declared=sa.Uuid)
+    keys = [uuid.UUID(bytes=uuid.uuid5(uuid.NAMESPACE_DNS, str(n)).bytes, version=4) for n in range(30)]
+    world.register(stored(world.parent.kind, key) for key in keys)
+    world.post([(n, key.bytes_le) for n, key in enumerate(keys)])
+    result = world.audit()
+    assert result.state is AuditState.INCOMPLETE
+    for told in ("default.posts.user_id has the order of .NET", "secondary.users.id has the usual order"):
+        assert told in (result.reason or "")
+
+
+def test_the_order_of_bytes_is_told_by_their_versions() -> None:
+    """Pure: swapped times, parts turned round; what is no UUID of any version has the usual order."""
+    timed = [uuid.UUID(f"{n * 104729 % 2**32:08x}-1234-1abc-8000-0123456789ab") for n in range(40)]
+    assert byte_order([key.bytes for key in timed]) == "the usual order"
+    swapped = [key.bytes[6:8] + key.bytes[4:6] + key.bytes[:4] + key.bytes[8:] for key in timed]
+    assert "UUID_TO_BIN" in byte_order(swapped)
+    assert ".NET" in byte_order([key.bytes_le for key in timed])
+    assert byte_order([key.bytes_le for key in timed[:5]]) == "the usual order"
+    assert byte_order([random.Random(n).randbytes(16) for n in range(100)]) == "the usual order"
+    assert byte_order([uuid.UUID(int=n).bytes for n in range(100)]) == "the usual order"

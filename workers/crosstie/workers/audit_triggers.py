@@ -16,6 +16,8 @@ import sqlalchemy as sa
 
 from crosstie.orm.errors import NoSuchTable
 from crosstie.orm.integrity import AuditedReference, Endpoint, tells_of_deletes
+from crosstie.orm.integrity.catalog import column_facts
+from crosstie.orm.integrity.uuid_storage import BINARY_TYPES
 from crosstie.outbox.migrations.lock import alone
 from crosstie.outbox.noting import reference_digest
 from crosstie.outbox.tables import audit_key
@@ -86,6 +88,8 @@ def _why_not(reference: AuditedReference) -> str | None:
             "not tell which children referred to it"
         )
     for side, end in _ends(reference):
+        if column_facts(end).type_name in BINARY_TYPES:
+            return f"{end} stores bytes, and a note of a key is text"
         database = end.database
         with database.mapped_errors(), database.autocommit.connect() as connection:
             why = _UNFIT[database.kind](connection, side, end)

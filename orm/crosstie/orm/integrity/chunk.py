@@ -70,7 +70,7 @@ def audit_chunk(
         covered=KeyRange(chunk.lo, judged.reached),
         keys=judged.keys,
         rows=judged.rows,
-        page_ends=tuple(judged.page_ends) if plan.strategy is Strategy.FETCH else (),
+        page_ends=tuple(judged.page_ends) if plan.strategy is Strategy.FETCH or isinstance(plan.last, str) else (),
         orphan_keys=tally.orphan_keys,
         orphan_rows=tally.orphan_rows,
         findings=tuple(tally.findings),

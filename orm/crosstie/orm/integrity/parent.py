@@ -124,6 +124,9 @@ def _from_json(values: Sequence[Raw], kind: sa.types.TypeEngine[Any]) -> _Asked:
     # Values of an IN list cost the client more than the server; and a long one makes MariaDB read the whole index.
     column = "BIGINT" if isinstance(kind, sa.Integer) else "CHAR(36)"
     source = sa.text(f"JSON_TABLE(:asked, '$[*]' COLUMNS (k {column} PATH '$')) AS asked")
+    if isinstance(kind, sa.LargeBinary):
+        asked = json.dumps([value.hex() for value in values])
+        return source.bindparams(asked=asked), sa.literal_column("UNHEX(asked.k)", kind)
     return source.bindparams(asked=json.dumps(list(values))), sa.literal_column("asked.k", kind)
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from crosstie.orm.integrity.bitmap import can_be_paged
+from crosstie.orm.integrity.byte_order import require_one_byte_order
 from crosstie.orm.integrity.catalog import is_indexed
 from crosstie.orm.integrity.child import ChildColumn
 from crosstie.orm.integrity.columns import columns_of
@@ -46,7 +47,7 @@ class Situation:
 
 def choose_strategy(seen: Situation) -> tuple[Strategy, tuple[str, ...]]:
     """The strategy, and why."""
-    if seen.kind is KeyKind.UUID and seen.both_pack:
+    if seen.kind is KeyKind.UUID:
         return Strategy.PACKED, ("both ends send their UUIDs as bytes",)
     if seen.kind is not KeyKind.INTEGER:
         return Strategy.FETCH, (f"keys are of kind {seen.kind}: the parent is asked about each",)
@@ -81,6 +82,7 @@ def plan_audit(
         return AuditPlan(reference.name, Strategy.FETCH, page_size, None, (), 0, 0, ("no row has a foreign key",))
     child.storage.key(last)
     child.storage.key(first)
+    require_one_byte_order(child, parent)
     children, parents = column_statistics(child.end), column_statistics(parent.end)
     keys = min(children.rows if children.distinct is None else children.distinct, children.rows)
     if child.storage.kind is KeyKind.INTEGER:

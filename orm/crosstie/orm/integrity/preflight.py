@@ -13,7 +13,8 @@ import sqlalchemy as sa
 from crosstie.orm.integrity.catalog import ColumnFacts
 from crosstie.orm.integrity.endpoint import AuditedReference, Endpoint
 from crosstie.orm.integrity.errors import KeysNotComparable
-from crosstie.orm.integrity.storage import IntegerStorage, KeyKind, KeyStorage, TextStorage, UuidStorage
+from crosstie.orm.integrity.storage import IntegerStorage, KeyKind, KeyStorage, TextStorage
+from crosstie.orm.integrity.uuid_storage import BINARY_TYPES, UuidStorage
 
 __all__ = ["key_kind", "storages"]
 
@@ -25,7 +26,8 @@ _TEXTS: Final = {
     "postgresql": {"text", "varchar", "bpchar", "citext"},
     "mysql": {"char", "varchar", "tinytext", "text", "mediumtext", "longtext"},
 }
-_UUID_LENGTHS: Final = {32, 36}
+_UUID_DIGITS: Final = 32
+_UUID_BYTES: Final = 16
 
 
 def key_kind(facts: ColumnFacts) -> KeyKind | None:
@@ -51,10 +53,8 @@ def storages(reference: AuditedReference, child: ColumnFacts, parent: ColumnFact
 
     Raises KeysNotComparable where that would have to be guessed.
     """
-    kinds = [
-        _kind_among(reference.child, child, parent),
-        _kind_among(reference.parent, parent, child),
-    ]
+    declared = _declared_uuid(reference.child) or _declared_uuid(reference.parent)
+    kinds = [_kind_among(child, parent, declared), _kind_among(parent, child, declared)]
     if kinds[0] is None or kinds[1] is None or kinds[0] is not kinds[1]:
         raise KeysNotComparable(
             f"expected keys of one kind at both ends (integers, UUIDs or text); found {_named(reference.child, child)} "
@@ -64,12 +64,22 @@ def storages(reference: AuditedReference, child: ColumnFacts, parent: ColumnFact
     return _storage(kinds[0], child), _storage(kinds[1], parent)
 
 
-def _kind_among(end: Endpoint, facts: ColumnFacts, other: ColumnFacts) -> KeyKind | None:
-    kind = key_kind(facts)
-    could_be_uuid = kind is KeyKind.TEXT and facts.length in _UUID_LENGTHS
-    if could_be_uuid and (_declared_uuid(end) or key_kind(other) is KeyKind.UUID):
+def _kind_among(facts: ColumnFacts, other: ColumnFacts, declared_uuid: bool) -> KeyKind | None:
+    if _could_be_uuid(facts) and (_is_uuid(facts) or _is_uuid(other) or declared_uuid):
         return KeyKind.UUID
-    return kind
+    return key_kind(facts)
+
+
+def _is_uuid(facts: ColumnFacts) -> bool:
+    """Whether a column holds UUIDs for certain: by its type, or sixteen bytes."""
+    return key_kind(facts) is KeyKind.UUID or (facts.type_name in BINARY_TYPES and facts.length == _UUID_BYTES)
+
+
+def _could_be_uuid(facts: ColumnFacts) -> bool:
+    """Whether a column may hold them, if anything else says that it does: text or bytes that are long enough."""
+    if facts.type_name in BINARY_TYPES:
+        return facts.length in {None, _UUID_BYTES}
+    return key_kind(facts) is KeyKind.TEXT and (facts.length is None or facts.length >= _UUID_DIGITS)
 
 
 def _declared_uuid(end: Endpoint) -> bool:

@@ -42,5 +42,7 @@ class OrphanQuery:
     def _literal(self, raw: Any) -> str:
         if isinstance(raw, int):
             return str(raw)
+        if isinstance(raw, bytes):
+            return f"'\\x{raw.hex()}'" if self._dialect.name == "postgresql" else f"x'{raw.hex()}'"
         value = sa.literal(str(raw) if isinstance(raw, uuid.UUID) else raw, sa.String())
         return str(value.compile(dialect=self._dialect, compile_kwargs={"literal_binds": True}))

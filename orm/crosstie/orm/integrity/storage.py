@@ -6,7 +6,6 @@ key's *spellings* are all raw values by which the column may store it.
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any, Final, Protocol
@@ -18,7 +17,7 @@ from crosstie.orm.integrity.catalog import ColumnFacts, Equality
 from crosstie.orm.integrity.errors import UnexpectedKey
 from crosstie.orm.integrity.findings import Key
 
-__all__ = ["IntegerStorage", "KeyKind", "KeyStorage", "Raw", "TextStorage", "UuidStorage"]
+__all__ = ["IntegerStorage", "KeyKind", "KeyStorage", "Raw", "TextStorage"]
 
 Raw = Any
 """What the driver gives for a key and takes back unchanged."""
@@ -51,6 +50,10 @@ class KeyStorage(Protocol):
     def is_native(self) -> bool:
         """Whether the server knows what kind of keys these are, so that each has one spelling."""
 
+    @property
+    def spells_keys(self) -> bool:
+        """Whether a key's text is what records of sagas have for its column."""
+
     def typed(self, column: sa.Column[Any]) -> sa.ColumnElement[Any]:
         """The column as keyset pages order and compare it: by its own rules and through its own index."""
 
@@ -73,6 +76,7 @@ class IntegerStorage:
     kind = KeyKind.INTEGER
     equality = Equality.IDENTICAL
     is_native = True
+    spells_keys = True
 
     def typed(self, column: sa.Column[Any]) -> sa.ColumnElement[Any]:
         """Compared as BIGINT: bound as the column's own INTEGER, a key beyond it would be an error."""
@@ -107,6 +111,7 @@ class TextStorage:
 
     kind = KeyKind.TEXT
     is_native = False
+    spells_keys = True
 
     def __init__(self, facts: ColumnFacts) -> None:
         self.facts = facts
@@ -157,49 +162,6 @@ class TextStorage:
         text = str(key)
         exact: str | bytes = text if self.facts.dialect in {"postgresql", "sqlite"} else text.encode("utf-8")
         return sa.and_(self.typed(column) == text, self.distinct(column) == exact)
-
-
-class UuidStorage:
-    """UUIDs, in the server's own type or as text with or without dashes, in either case of letters."""
-
-    kind = KeyKind.UUID
-    equality = Equality.IDENTICAL
-
-    def __init__(self, facts: ColumnFacts) -> None:
-        self.is_native = facts.type_name == "uuid" and facts.dialect != "sqlite"
-        self._native_objects = self.is_native and facts.dialect == "postgresql"
-        self._text = TextStorage(facts)
-
-    def typed(self, column: sa.Column[Any]) -> sa.ColumnElement[Any]:
-        """Ordered by the server, whose order of UUIDs need not be that of their bytes."""
-        if self._native_objects:
-            return sa.type_coerce(column, sa.Uuid())
-        return self._text.typed(column)
-
-    distinct = typed
-
-    def key(self, raw: Raw) -> Key:
-        """Any text that Python's `uuid.UUID` understands."""
-        if isinstance(raw, uuid.UUID):
-            return raw
-        try:
-            return uuid.UUID(str(raw).strip())
-        except ValueError:
-            raise UnexpectedKey(f"expected UUID keys, found {raw!r}") from None
-
-    def spellings(self, key: Key) -> tuple[Raw, ...]:
-        """One where the server knows UUIDs, else four."""
-        assert isinstance(key, uuid.UUID)
-        if self._native_objects:
-            return (key,)
-        dashed = str(key)
-        if self.is_native:
-            return (dashed,)
-        return (key.hex, dashed, key.hex.upper(), dashed.upper())
-
-    def only(self, column: sa.Column[Any], key: Key) -> sa.ColumnElement[bool]:
-        """Any spelling of it."""
-        return self.typed(column).in_(self.spellings(key))
 
 
 class _NamedType(sa.types.UserDefinedType[str]):

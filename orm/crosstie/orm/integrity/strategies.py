@@ -45,9 +45,7 @@ def choose_scan(ends: Ends, strategy: Strategy) -> KeyScan:
         first, *others = ends.parent.parents
         return UnionScan(choose_scan(replace(ends, parent=first), strategy), others)
     kind = ends.parent.storage.kind
-    scans = dict(_SCANS[kind])
-    if kind is KeyKind.UUID and not (ends.child.packs and ends.parent.packs):
-        del scans[Strategy.PACKED]
+    scans = _SCANS[kind]
     if strategy not in scans:
         raise KeysNotComparable(
             f"expected keys that the strategy {strategy} can read, found keys of kind {kind} in {ends.child.end}. "

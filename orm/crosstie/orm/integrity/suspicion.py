@@ -56,6 +56,7 @@ class Suspicion:
             parent_rows=_rows_of(end, parent),
             # A deleted row's other columns are gone, and a wide `=` matches keys that are spelt otherwise.
             parent_key_is_enough=storage.equality is not Equality.WIDE
+            and storage.spells_keys
             and [one.name for one in end.primary_key] == [end.column.name],
         )
 

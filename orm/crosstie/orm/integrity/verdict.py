@@ -45,7 +45,7 @@ def conclude_audit(
             child, parent = judgement.columns
             judgement.hold(key for one in results for key in one.held)
             judgement.settle_held()
-            if plan.strategy is Strategy.FETCH:
+            if plan.strategy is Strategy.FETCH or not child.storage.is_native:
                 _require_order(child, plan, results)
             if tally.orphan_keys and parent.is_empty():
                 table = f"{parent.end.connection}.{parent.end.table.fullname}"

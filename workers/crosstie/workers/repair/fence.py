@@ -103,7 +103,7 @@ def _insert(tx: LocalTransaction, parent: ParentColumn, columns: dict[str, str],
     into = f"{names.format_table(parent.end.table)} ({listed})"
     # SQLAlchemy cannot say OVERRIDING, without which an identity that is generated always takes no value.
     statement = f"INSERT INTO {into} OVERRIDING SYSTEM VALUE VALUES ({values})"  # noqa: S608 - quoted by the server
-    tx.connection.exec_driver_sql(statement, (str(raw),))
+    tx.connection.exec_driver_sql(statement, (raw if isinstance(raw, bytes) else str(raw),))
 
 
 def _required(tx: LocalTransaction, parent: ParentColumn) -> dict[str, str]:
