@@ -81,6 +81,7 @@ def test_the_metrics_of_the_page_are_those_that_are_served() -> None:
         "crosstie_saga_effects",
         "crosstie_runs",
         "crosstie_audit_saga_leftovers",
+        "crosstie_audit_wrong_counters",
     }
     rows = [line.split("|")[1] for line in PAGE.splitlines() if line.startswith("| `crosstie_")]
     assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == served

@@ -225,7 +225,8 @@ class AuditSettings(_Section):
 
     `schedule` is a five-field cron line in `timezone`, or None; `schedules` have lines for single references by name.
     `references` are audited without models: "legacy.orders.user_id -> main.users.id". Values of the columns `unique`
-    are to be in one database only: "shop_*.users.email", "{shop_eu, shop_us}.users.email". With `leftovers`, audits of
+    are to be in one database only: "shop_*.users.email", "{shop_eu, shop_us}.users.email"; `counters` are to be
+    numbers of children: "main.users.posts_count = count(legacy.posts.user_id)". With `leftovers`, audits of
     everything look for what sagas have left over. A chunk of a run aims at
     `chunk_s` and is held under a lease of `lease_s`; at most `concurrency` chunks read one database at once, and none
     begins while it has more than `max_running` running statements or a replica of it lags more than `max_lag_s` (None:
@@ -242,6 +243,7 @@ class AuditSettings(_Section):
     parts: Annotated[int, Field(ge=1, le=100_000)] = 30
     references: list[str] = Field(default_factory=list)
     unique: list[str] = Field(default_factory=list)
+    counters: list[str] = Field(default_factory=list)
     leftovers: bool = True
     timezone: str = "UTC"
     chunk_size: Annotated[int, Field(ge=1, le=1_000_000)] = 50_000

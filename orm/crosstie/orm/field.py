@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from pydantic import BaseModel, Field
 
 from crosstie.orm.column import Column
+from crosstie.orm.counter_cache import CounterCache
 from crosstie.orm.declaration import table_name_of
 from crosstie.orm.denormalized import Denormalized
 from crosstie.orm.errors import ModelDefinitionError
@@ -18,6 +19,7 @@ from crosstie.orm.soft_delete import SoftDeleteMixin
 __all__ = [
     "Column",
     "CompositePKMixin",
+    "CounterCache",
     "Denormalized",
     "IntegerPKMixin",
     "OptimisticLockMixin",

@@ -1,9 +1,9 @@
-"""Which rows unresolved sagas have in their hands: what an audit must not call an orphan yet."""
+"""Which rows unresolved sagas have in their hands: what an audit must not judge yet."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Final
+from typing import Any, Final
 
 import sqlalchemy as sa
 
@@ -13,8 +13,9 @@ from crosstie.orm.database import Database
 from crosstie.orm.errors import NoSuchTable
 from crosstie.outbox.tables import saga as records
 from crosstie.sagas.image import key_text, load
+from crosstie.sagas.preparable import prepared_branches
 
-__all__ = ["touched_keys"]
+__all__ = ["touched_keys", "touched_values"]
 
 _MARGIN_MS: Final = 10_000
 
@@ -27,6 +28,38 @@ def touched_keys(database_name: str, *, since_ms: int) -> set[tuple[str, tuple[s
     branch is in the records of its homes, so all writable databases are asked. Raises DatabaseUnavailable, and
     NoSuchTable where `crosstie init` has not run here.
     """
+    return {
+        (entry["table"], tuple(key_text(value) for value in entry["key"].values()))
+        for entry in _entries_since(database_name, since_ms)
+    }
+
+
+def touched_values(database_name: str, table: str, column: str, *, since_ms: int) -> set[str] | None:
+    """The values, spelt alike, that such a saga has put into a column or taken from it; None where nobody can tell.
+
+    Of a row that is inserted or deleted its value counts, of one that is updated both, where they differ. Rows of
+    branches that commit in two phases are in no record. Raises as `touched_keys` does.
+    """
+    database = ConnectionManager.get(database_name)
+    recent = sa.select(records.c.saga_id).where(
+        records.c.mode == "two_phase", records.c.role == "branch", records.c.updated_at_ms >= since_ms
+    )
+    # In this order: what is not prepared any more has its record.
+    if prepared_branches(database) or database.rows(recent.limit(1)):
+        return None
+    found: set[str] = set()
+    for entry in _entries_since(database_name, since_ms):
+        if entry["table"].lower() != table.lower():
+            continue
+        images = [image for image in (entry.get("before"), entry.get("after")) if image is not None]
+        values = [image[column] for image in images if column in image]
+        if not values and entry["op"] not in {"update", "increment"}:
+            return None  # no image of a row that has come or gone
+        found.update(key_text(value) for value in values if value is not None)
+    return found
+
+
+def _entries_since(database_name: str, since_ms: int) -> Iterator[dict[str, Any]]:
     database = ConnectionManager.get(database_name)
     query = sa.select(records.c.undo_log).where(
         records.c.role == "branch",
@@ -36,12 +69,11 @@ def touched_keys(database_name: str, *, since_ms: int) -> set[tuple[str, tuple[s
         ),
     )
     (now,) = database.rows(sa.select(now_ms()))[0]
-    found = set(_keys_in((row.undo_log for row in database.rows(query)), database_name))
+    yield from _entries_in((row.undo_log for row in database.rows(query)), database_name)
     for home in ConnectionManager.names(writable=True):
         # How long ago it was is the same by every clock.
         logs = _owed_logs(ConnectionManager.get(home), now - since_ms + _MARGIN_MS)
-        found.update(_keys_in(logs, database_name))
-    return found
+        yield from _entries_in(logs, database_name)
 
 
 def _owed_logs(home: Database, within_ms: int) -> list[str]:
@@ -56,8 +88,8 @@ def _owed_logs(home: Database, within_ms: int) -> list[str]:
         return []  # it is the home of no saga
 
 
-def _keys_in(logs: Iterable[str], database_name: str) -> Iterator[tuple[str, tuple[str, ...]]]:
+def _entries_in(logs: Iterable[str], database_name: str) -> Iterator[dict[str, Any]]:
     for log in logs:
         for entry in load(log):
             if "key" in entry and entry.get("in", database_name) == database_name:
-                yield entry["table"], tuple(key_text(value) for value in entry["key"].values())
+                yield entry

@@ -24,6 +24,7 @@ from crosstie.orm.integrity import (
 )
 from crosstie.orm.reference import Reference
 from crosstie.workers.audit_copies import audit_copies
+from crosstie.workers.audit_counters import audit_counters, declared_counters
 from crosstie.workers.audit_intent import Intent, intend
 from crosstie.workers.audit_leftovers import audit_leftovers
 from crosstie.workers.audit_listeners import on_audit, tell_of_audit
@@ -55,15 +56,17 @@ def run_audit(
     scope: AuditScope = AuditScope.FULL,
     parts: int | None = None,
     unique: Iterable[str] | None = None,
+    counters: Iterable[str] | None = None,
     leftovers: bool | None = None,
 ) -> AuditReport:
-    """Audit references, given or named, and the denormalised columns that follow them, one after the other.
+    """Audit references, given or named, and the copies and counters that follow them, one after the other.
 
-    Without any, every declared reference that crosses databases, and every denormalised column.
+    Without any, every declared reference that crosses databases, and every denormalised column and counter.
     `include_local` adds those within one database; `chunk_size` (distinct keys), `parts` and the grace default to the
     settings. `unique` are columns whose values are to be in one database only; where nothing is given, those of the
-    settings. With another `scope` than FULL only what has changed is looked at, or the next of so many `parts` besides,
-    and neither copies nor the settings' unique columns.
+    settings; and so are `counters`, besides those of the models. With another `scope` than FULL only what has changed
+    is looked at, or the next of so many `parts` besides, and neither copies nor counters nor unique columns of the
+    settings.
     With `leftovers`, which defaults to the setting where nothing is chosen, what sagas have left over is looked for.
     Each run is recorded in its child's database, where that has crosstie's tables. A reference that cannot be audited
     is INCOMPLETE in the report and keeps no other from being audited. Raises UnknownReference, and what resolving the
@@ -75,13 +78,22 @@ def run_audit(
     started_at, start = datetime.now(UTC), time.monotonic()
     results = tuple(run.audit(reference) for reference in wanted)
     compared = None if chosen is None else {one.name for one in wanted}
-    copies = audit_copies(compared) if scope is AuditScope.FULL else ()
-    columns = unique if unique is not None else settings.unique if chosen is None and scope is AuditScope.FULL else ()
+    full = scope is AuditScope.FULL
+    copies = audit_copies(compared) if full else ()
+    columns = unique if unique is not None else settings.unique if chosen is None and full else ()
     duplicates = audit_unique(columns, page_size=run.chunk_size, suspects=run.touched, progress=progress)
+    given = counters if counters is not None else settings.counters if chosen is None and full else ()
+    counted = audit_counters(
+        [*(declared_counters(compared) if full else ()), *given],
+        run.run_id,
+        page_size=run.chunk_size,
+        touched=run.touched,
+        progress=progress,
+    )
     looks = leftovers if leftovers is not None else settings.leftovers and chosen is None
     left = audit_leftovers(run.run_id) if looks else ()
     seconds = time.monotonic() - start
-    report = AuditReport(run.run_id, started_at, seconds, results, run.unrecorded, copies, duplicates, left)
+    report = AuditReport(run.run_id, started_at, seconds, results, run.unrecorded, copies, duplicates, left, counted)
     tell_of_audit(report)
     return report
 

@@ -37,6 +37,7 @@ from crosstie.orm.integrity import (
 from crosstie.workers import presentation
 from crosstie.workers.audit import AuditReport, run_audit
 from crosstie.workers.audit_charts import Point
+from crosstie.workers.audit_counters import show_counters
 from crosstie.workers.audit_discovery import discover
 from crosstie.workers.audit_leftovers import show_leftovers
 from crosstie.workers.audit_page import audit_page
@@ -111,6 +112,16 @@ def audit(  # noqa: PLR0917 - typer names the options after them
             show_default=False,
         ),
     ] = None,
+    counters: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--counter",
+            metavar="COUNTER",
+            help='A column that is to be the number of children, "main.users.posts_count = '
+            'count(legacy.posts.user_id)"; may be repeated.',
+            show_default=False,
+        ),
+    ] = None,
     leftovers: Annotated[
         bool | None,
         typer.Option(
@@ -148,13 +159,14 @@ def audit(  # noqa: PLR0917 - typer names the options after them
             _explain(planned_audits(chosen or None, include_local=everything, chunk_size=chunk_size), as_json)
         with _progress_bars(shown=not as_json) as progress:
             report = run_audit(
-                chosen if chosen or unique else None,
+                chosen if chosen or unique or counters else None,
                 include_local=everything,
                 chunk_size=chunk_size,
                 progress=progress,
                 scope=scope,
                 parts=parts,
                 unique=unique,
+                counters=counters,
                 leftovers=leftovers,
             )
     except CrosstieError as error:
@@ -259,6 +271,7 @@ def show_report(report: AuditReport, *, sample: int) -> None:
         if copies.reason is not None:
             console.print(Text(f"copies by {copies.name} were not compared: {copies.reason}"), soft_wrap=True)
     show_unique(report.unique, sample)
+    show_counters(report.counters, sample)
     show_leftovers(report.leftovers, sample)
     console.print()
     console.print(Text(next_step(report)), soft_wrap=True)
@@ -327,9 +340,11 @@ def next_step(report: AuditReport) -> str:
         )
     incomplete = [one.reference for one in report.results if one.state is AuditState.INCOMPLETE]
     incomplete += [one.name for one in report.copies if one.state is AuditState.INCOMPLETE]
+    uncounted = [one.name for one in report.counters if one.state is AuditState.INCOMPLETE]
     unread = [one.name for one in report.unique if one.state is AuditState.INCOMPLETE]
-    if unread and not incomplete:
+    if (unread or uncounted) and not incomplete:
         names = " ".join(f'--unique "{name}"' for name in unread)
+        names = " ".join([*([names] if names else []), *(f'--counter "{name}"' for name in uncounted)])
         return f"Next: remove the cause named above, then run: crosstie audit {names}"
     if incomplete:
         names = " ".join(f'"{name}"' for name in dict.fromkeys(incomplete))
@@ -350,6 +365,8 @@ def next_step(report: AuditReport) -> str:
         return f"Next: {REPAIR}"
     if any(one.duplicates for one in report.unique):
         return "Next: decide which row keeps each of these values, and change the others."
+    if any(one.differing for one in report.counters):
+        return "Next: write the numbers of children into these counters, and find out who changes only one of them."
     if any(one.found for one in report.leftovers):
         return "Next: run a worker (or crosstie sweep --once), then look at what is left: crosstie sagas leftovers."
     if any(one.deferred_keys for one in report.results):

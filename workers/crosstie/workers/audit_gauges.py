@@ -29,7 +29,7 @@ _GAUGES: Final = {
 
 
 class AuditCollector(Collector):
-    """The last audit of each reference, and of sagas; a database that does not answer has no figures."""
+    """The last audit of each reference and counter, and of sagas; a database that does not answer has no figures."""
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """The figures as they are now."""
@@ -42,6 +42,11 @@ class AuditCollector(Collector):
             "What the last audit found left over of sagas, by kind.",
             labels=["source", "kind"],
         )
+        counters = GaugeMetricFamily(
+            "crosstie_audit_wrong_counters",
+            "Rows whose counter was not the number of their children in its last audit.",
+            labels=labels,
+        )
         for source in ConnectionManager.names(writable=True):
             try:
                 runs = last_runs(source)
@@ -50,6 +55,8 @@ class AuditCollector(Collector):
                 continue
             _outages.succeeded(f"reading the audits of {source!r} for metrics")
             for run in runs:
+                if run.detail.get("counter"):
+                    counters.add_metric([source, run.reference], run.findings)
                 if run.reference == CHECK:
                     for kind, count in run.detail.get("kinds", {}).items():
                         leftovers.add_metric([source, kind], count)
@@ -57,6 +64,7 @@ class AuditCollector(Collector):
                     gauges[name].add_metric([source, run.reference], value)
         yield from gauges.values()
         yield leftovers
+        yield counters
 
 
 def _figures(run: RunSummary) -> dict[str, float]:

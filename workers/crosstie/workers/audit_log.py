@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from crosstie.orm.integrity import AuditResult, AuditState
+from crosstie.orm.integrity.counters import CounterResult
 from crosstie.orm.integrity.uniqueness import UniquenessResult
 from crosstie.workers.audit_copies import AuditedCopies
 from crosstie.workers.audit_leftovers import AuditedLeftovers
@@ -25,6 +26,8 @@ def log_report(report: AuditReport) -> None:
         _copies(copies)
     for column in report.unique:
         _unique(column)
+    for counter in report.counters:
+        _counter(counter)
     for left in report.leftovers:
         _leftovers(left)
 
@@ -56,6 +59,15 @@ def _unique(column: UniquenessResult) -> None:
         logger.warning("audit of the values of %s: %d in two databases", column.name, column.duplicates)
     else:
         logger.info("audit of the values of %s: ok, %d values", column.name, column.keys_checked)
+
+
+def _counter(counter: CounterResult) -> None:
+    if counter.state is AuditState.INCOMPLETE:
+        logger.error("audit of the counter %s is incomplete: %s", counter.name, counter.reason)
+    elif counter.differing:
+        logger.warning("audit of the counter %s: wrong in %d rows", counter.name, counter.differing)
+    else:
+        logger.info("audit of the counter %s: ok, %d rows", counter.name, counter.parents_checked)
 
 
 def _leftovers(left: AuditedLeftovers) -> None:

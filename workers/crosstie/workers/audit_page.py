@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from crosstie.orm.integrity import AuditResult, AuditState, Finding
+from crosstie.orm.integrity.counters import CounterResult
 from crosstie.orm.integrity.uniqueness import UniquenessResult
 from crosstie.workers.audit_charts import Point, columns, proportion
 from crosstie.workers.audit_copies import AuditedCopies
@@ -45,6 +46,7 @@ def audit_page(report: AuditReport, history: Mapping[str, Sequence[Point]], *, s
         _details(body, result, sample)
     _copies(body, report.copies)
     _unique(body, report.unique)
+    _counters(body, report.counters, sample)
     _leftovers(body, report.leftovers, sample)
     return "<!DOCTYPE html>\n" + ET.tostring(html, encoding="unicode", method="html")
 
@@ -199,6 +201,26 @@ def _copies(body: ET.Element, copies: Sequence[AuditedCopies]) -> None:
         _state(_add(row, "td"), one.state)
         found = "" if one.found is None else f"{one.found.differing:,} of {one.found.rows:,} rows differ"
         _add(row, "td", one.reason or found)
+
+
+def _counters(body: ET.Element, results: Sequence[CounterResult], sample: int) -> None:
+    if not results:
+        return
+    section = _add(body, "section")
+    _add(section, "h2", "Counter caches")
+    table = _add(_add(section, "div", class_="scroll"), "table")
+    heads = _add(_add(table, "thead"), "tr")
+    for head in ("counter", "state", "what was found"):
+        _add(heads, "th", head)
+    rows = _add(table, "tbody")
+    for one in results:
+        row = _add(rows, "tr")
+        _add(row, "td", one.name, class_="name")
+        _state(_add(row, "td"), one.state)
+        cell = _add(row, "td", one.reason or f"{one.differing:,} of {one.parents_checked:,} counters are wrong")
+        for found in one.findings[:sample]:
+            key = ", ".join(f"{name}={value}" for name, value in found.parent_key.items())
+            _add(cell, "div", f"{key}: {found.expected} children, and the column says {found.found}")
 
 
 def _leftovers(body: ET.Element, audited: Sequence[AuditedLeftovers], sample: int) -> None:

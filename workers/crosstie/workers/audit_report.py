@@ -9,8 +9,10 @@ from datetime import datetime
 from typing import Any, Final
 
 from crosstie.orm.integrity import AuditResult, AuditState
+from crosstie.orm.integrity.counters import CounterResult
 from crosstie.orm.integrity.uniqueness import UniquenessResult
 from crosstie.workers.audit_copies import AuditedCopies
+from crosstie.workers.audit_counters import counter_document
 from crosstie.workers.audit_leftovers import AuditedLeftovers
 from crosstie.workers.audit_unique import unique_document
 
@@ -26,7 +28,7 @@ _FORMAT_VERSION: Final = 1
 
 @dataclass(frozen=True)
 class AuditReport:
-    """One run over some references, the copies that follow them, and what sagas have left over.
+    """One run over some references, the copies and counters that follow them, and what sagas have left over.
 
     `unrecorded` says of each reference without a row of its run why it has none.
     """
@@ -39,12 +41,14 @@ class AuditReport:
     copies: tuple[AuditedCopies, ...] = ()
     unique: tuple[UniquenessResult, ...] = ()
     leftovers: tuple[AuditedLeftovers, ...] = ()
+    counters: tuple[CounterResult, ...] = ()
 
     @property
     def state(self) -> AuditState:
         """The worst of all; a run without any reference or column has checked nothing and is INCOMPLETE."""
         states = {one.state for one in self.results} | {one.state for one in self.copies}
-        states |= {one.state for one in self.unique} | {one.state for one in self.leftovers}
+        states |= {one.state for one in self.unique} | {one.state for one in self.counters}
+        states |= {one.state for one in self.leftovers}
         if self.is_empty or AuditState.INCOMPLETE in states:
             return AuditState.INCOMPLETE
         return AuditState.FINDINGS if AuditState.FINDINGS in states else AuditState.OK
@@ -52,7 +56,7 @@ class AuditReport:
     @property
     def is_empty(self) -> bool:
         """Whether there was nothing to check: sagas are looked at besides, and stand for no reference."""
-        return not (self.results or self.copies or self.unique)
+        return not (self.results or self.copies or self.unique or self.counters)
 
     @property
     def exit_status(self) -> int:
@@ -71,6 +75,7 @@ class AuditReport:
             "references": [self._result(result, sample) for result in self.results],
             "copies": [one.as_document(sample) for one in self.copies],
             "unique": [unique_document(one, sample) for one in self.unique],
+            "counters": [counter_document(one, sample) for one in self.counters],
             "leftovers": [one.as_document(sample) for one in self.leftovers],
         }
 

@@ -6,21 +6,33 @@ from collections.abc import Collection
 
 from crosstie.orm.connection import ConnectionManager
 from crosstie.outbox.tables import has_tables
-from crosstie.sagas.touched import touched_keys
+from crosstie.sagas.touched import touched_keys, touched_values
 
 __all__ = ["TouchedBySagas"]
 
 
 class TouchedBySagas:
-    """Answers as `touched_keys` does; nothing for a database without crosstie's tables, which it asks for once."""
+    """Answers as `touched_keys` and `touched_values` do; nothing for a database without crosstie's tables.
+
+    For these it asks once.
+    """
 
     def __init__(self) -> None:
         self._has_tables: dict[str, bool] = {}
 
     def __call__(self, database_name: str, /, *, since_ms: int) -> Collection[tuple[str, tuple[str, ...]]]:
         """(table, primary key) of each row touched. Raises DatabaseUnavailable."""
+        return touched_keys(database_name, since_ms=since_ms) if self._knows(database_name) else ()
+
+    def values(self, database_name: str, table: str, column: str, /, *, since_ms: int) -> Collection[str] | None:
+        """What was put into the column or taken from it; None where nobody can tell. Raises DatabaseUnavailable."""
+        if not self._knows(database_name):
+            return ()
+        return touched_values(database_name, table, column, since_ms=since_ms)
+
+    def _knows(self, database_name: str) -> bool:
+        """A saga that writes to a database leaves its record there: without the table there is no saga."""
         known = self._has_tables.get(database_name)
         if known is None:
             known = self._has_tables[database_name] = has_tables(ConnectionManager.get(database_name))
-        # A saga that writes to a database leaves its record there: without the table there is no saga.
-        return touched_keys(database_name, since_ms=since_ms) if known else ()
+        return known

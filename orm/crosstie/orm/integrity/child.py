@@ -149,6 +149,10 @@ class ChildColumn:
         found = self._few_rows(keys)
         return self._many_rows(keys) if found is None else found
 
+    def counts(self, keys: Sequence[Key]) -> dict[Key, int]:
+        """How many rows have each of these foreign keys now; a key without rows is absent."""
+        return self._row_counts(keys)
+
     def _few_rows(self, keys: Sequence[Key]) -> dict[Key, KeyRows] | None:
         """By one statement for each list of keys; None where there are more rows than are looked at one by one."""
         found: dict[Key, list[RowKey]] = {}
