@@ -83,9 +83,9 @@ def test_json_is_one_document(audit: Command, blog: Blog) -> None:
     document = json.loads(out)
     assert (status, err) == (1, "")
     promised = {"version", "run_id", "state", "exit_status", "started_at", "seconds", "references", "copies", "unique"}
-    promised |= {"counters", "leftovers"}
+    promised |= {"counters", "leftovers", "types"}
     assert set(document) == promised
-    assert document["copies"] == document["unique"] == document["counters"] == []
+    assert document["copies"] == document["unique"] == document["counters"] == document["types"] == []
     assert [(one["database"], one["left_over"]) for one in document["leftovers"]] == [("default", 0), ("secondary", 0)]
     assert (document["version"], document["state"], document["exit_status"]) == (1, "findings", 1)
     (reference,) = document["references"]

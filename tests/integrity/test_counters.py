@@ -65,7 +65,7 @@ def test_the_audit_agrees_with_brute_force(configured: Pair) -> None:
     create(configured)
 
     @settings(
-        max_examples=25,
+        max_examples=15,
         deadline=None,
         derandomize=True,
         suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],

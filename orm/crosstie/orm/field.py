@@ -14,6 +14,7 @@ from crosstie.orm.counter_cache import CounterCache
 from crosstie.orm.declaration import table_name_of
 from crosstie.orm.denormalized import Denormalized
 from crosstie.orm.errors import ModelDefinitionError
+from crosstie.orm.polymorphic import Polymorphic
 from crosstie.orm.soft_delete import SoftDeleteMixin
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "Denormalized",
     "IntegerPKMixin",
     "OptimisticLockMixin",
+    "Polymorphic",
     "SoftDeleteMixin",
     "Text",
     "TimestampMixin",

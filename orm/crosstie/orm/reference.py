@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ import sqlalchemy as sa
 
 from crosstie.orm.mapping import mapping_of
 from crosstie.orm.placement import Placement, connections_of
+from crosstie.orm.polymorphic import typed_links
 from crosstie.orm.registry import registry
 
 if TYPE_CHECKING:
@@ -34,11 +35,16 @@ class Reference:
     on_delete: OnDelete = "none"
     audit: str | None = None
     """The cron line by which it is audited, if it has one of its own."""
+    child_type: tuple[sa.Column[Any], str] | None = None
+    """Of a polymorphic reference: only the rows whose column has this value."""
 
     @property
     def name(self) -> str:
-        """`secondary.posts.user_id -> default.users.id`."""
+        """`secondary.posts.user_id -> default.users.id`, or `secondary.notes.subject_id[subject_type=Post] -> …`."""
         child = f"{self.child_connection}.{self.child_table.name}.{self.child_column.name}"
+        if self.child_type is not None:
+            column, value = self.child_type
+            child = f"{child}[{column.name}={value}]"
         return f"{child} -> {self.parent_connection}.{self.parent_table.name}.{self.parent_column.name}"
 
     @property
@@ -51,7 +57,7 @@ class Reference:
 
 
 def references(models: Iterable[type[ActiveRecord]] | None = None, *, crossing_only: bool = False) -> list[Reference]:
-    """The references that `BelongsTo` relations declare, each once, in the order of definition.
+    """The references that `BelongsTo` relations and `Polymorphic` fields declare, each once.
 
     A model in a database for each tenant or shard has a reference for each that is configured; one whose database a
     function tells has none, because nobody can list what a function may return. `models` defaults to every model
@@ -80,7 +86,28 @@ def references(models: Iterable[type[ActiveRecord]] | None = None, *, crossing_o
                     first = found.setdefault(reference.name, reference)
                     if first.audit is None and reference.audit is not None:
                         found[reference.name] = replace(first, audit=reference.audit)
+        for reference in _polymorphic(model):
+            if reference.is_crossing or not crossing_only:
+                found.setdefault(reference.name, reference)
     return list(found.values())
+
+
+def _polymorphic(model: type[ActiveRecord]) -> Iterator[Reference]:
+    child = mapping_of(model)
+    for one in typed_links(model):
+        parent = one.link.target
+        for child_connection, parent_connection in connections_of(child.place, parent.place):
+            yield Reference(
+                child_model=model,
+                child_table=child.table,
+                child_column=one.link.near.column,
+                child_connection=child_connection,
+                parent_model=parent.model,
+                parent_table=parent.table,
+                parent_column=one.link.far.column,
+                parent_connection=parent_connection,
+                child_type=(one.type_field.column, one.value),
+            )
 
 
 @dataclass(frozen=True)
@@ -123,7 +150,8 @@ def reference_unions(
     """
     found: dict[tuple[object, ...], list[Reference]] = {}
     for one in references(models):
-        end = one.child_connection, one.child_table.name, one.child_column.name
+        of_type = None if one.child_type is None else one.child_type[1]
+        end = one.child_connection, one.child_table.name, one.child_column.name, of_type
         place = mapping_of(one.parent_model).place
         own = one.name if isinstance(place, str) else (one.parent_model, one.parent_column.name)
         found.setdefault((*end, own), []).append(one)

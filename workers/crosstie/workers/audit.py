@@ -36,6 +36,7 @@ from crosstie.workers.audit_report import AuditReport
 from crosstie.workers.audit_runner import carry_out
 from crosstie.workers.audit_sagas import TouchedBySagas
 from crosstie.workers.audit_standing import NOTHING
+from crosstie.workers.audit_types import audit_type_columns
 from crosstie.workers.audit_unique import audit_unique
 from crosstie.workers.process import process_owner
 
@@ -90,10 +91,13 @@ def run_audit(
         touched=run.touched,
         progress=progress,
     )
+    types = audit_type_columns(wanted, suspects=run.touched)
     looks = leftovers if leftovers is not None else settings.leftovers and chosen is None
     left = audit_leftovers(run.run_id) if looks else ()
     seconds = time.monotonic() - start
-    report = AuditReport(run.run_id, started_at, seconds, results, run.unrecorded, copies, duplicates, left, counted)
+    report = AuditReport(
+        run.run_id, started_at, seconds, results, run.unrecorded, copies, duplicates, left, counted, types
+    )
     tell_of_audit(report)
     return report
 

@@ -45,6 +45,7 @@ from crosstie.workers.audit_plans import PlannedAudit, planned_audits
 from crosstie.workers.audit_record import history
 from crosstie.workers.audit_references import reflected_reference
 from crosstie.workers.audit_report import EXIT_STATUS
+from crosstie.workers.audit_types import show_types
 from crosstie.workers.command_options import Imports
 from crosstie.workers.copies_command import REPAIR, copies_table
 from crosstie.workers.discovery_presentation import show_discovery
@@ -271,6 +272,7 @@ def show_report(report: AuditReport, *, sample: int) -> None:
         if copies.reason is not None:
             console.print(Text(f"copies by {copies.name} were not compared: {copies.reason}"), soft_wrap=True)
     show_unique(report.unique, sample)
+    show_types(report.types, sample)
     show_counters(report.counters, sample)
     show_leftovers(report.leftovers, sample)
     console.print()
@@ -361,6 +363,21 @@ def next_step(report: AuditReport) -> str:
         return (
             f"Next: look at the orphans{where}, then restore their parents, or repair: crosstie audit repair REFERENCE."
         )
+    other = _next_beside_references(report)
+    if other is not None:
+        return other
+    if any(one.deferred_keys for one in report.results):
+        return (
+            "No orphan was found. Next: run a worker (or crosstie sweep --once) to resolve the sagas, and audit again."
+        )
+    if any(one.scope is not AuditScope.FULL for one in report.results):
+        return "Every foreign key that was looked at has its parent."
+    return "Every foreign key that was checked has its parent."
+
+
+def _next_beside_references(report: AuditReport) -> str | None:
+    if any(one.findings for one in report.types):
+        return "Next: correct these types, or declare the models that they mean."
     if any(one.state is AuditState.FINDINGS for one in report.copies):
         return f"Next: {REPAIR}"
     if any(one.duplicates for one in report.unique):
@@ -369,10 +386,4 @@ def next_step(report: AuditReport) -> str:
         return "Next: write the numbers of children into these counters, and find out who changes only one of them."
     if any(one.found for one in report.leftovers):
         return "Next: run a worker (or crosstie sweep --once), then look at what is left: crosstie sagas leftovers."
-    if any(one.deferred_keys for one in report.results):
-        return (
-            "No orphan was found. Next: run a worker (or crosstie sweep --once) to resolve the sagas, and audit again."
-        )
-    if any(one.scope is not AuditScope.FULL for one in report.results):
-        return "Every foreign key that was looked at has its parent."
-    return "Every foreign key that was checked has its parent."
+    return None

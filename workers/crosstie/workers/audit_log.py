@@ -28,6 +28,11 @@ def log_report(report: AuditReport) -> None:
         _unique(column)
     for counter in report.counters:
         _counter(counter)
+    for types in report.types:
+        if types.state is AuditState.INCOMPLETE:
+            logger.error("audit of the types %s is incomplete: %s", types.name, types.reason)
+        elif types.findings:
+            logger.warning("audit of the types %s: unknown in %d rows", types.name, types.rows)
     for left in report.leftovers:
         _leftovers(left)
 

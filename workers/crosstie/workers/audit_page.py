@@ -11,6 +11,7 @@ from typing import Final
 
 from crosstie.orm.integrity import AuditResult, AuditState, Finding
 from crosstie.orm.integrity.counters import CounterResult
+from crosstie.orm.integrity.types import TypesResult
 from crosstie.orm.integrity.uniqueness import UniquenessResult
 from crosstie.workers.audit_charts import Point, columns, proportion
 from crosstie.workers.audit_copies import AuditedCopies
@@ -46,6 +47,7 @@ def audit_page(report: AuditReport, history: Mapping[str, Sequence[Point]], *, s
         _details(body, result, sample)
     _copies(body, report.copies)
     _unique(body, report.unique)
+    _types(body, report.types)
     _counters(body, report.counters, sample)
     _leftovers(body, report.leftovers, sample)
     return "<!DOCTYPE html>\n" + ET.tostring(html, encoding="unicode", method="html")
@@ -201,6 +203,26 @@ def _copies(body: ET.Element, copies: Sequence[AuditedCopies]) -> None:
         _state(_add(row, "td"), one.state)
         found = "" if one.found is None else f"{one.found.differing:,} of {one.found.rows:,} rows differ"
         _add(row, "td", one.reason or found)
+
+
+def _types(body: ET.Element, results: Sequence[TypesResult]) -> None:
+    if not results:
+        return
+    section = _add(body, "section")
+    _add(section, "h2", "Types of polymorphic references")
+    table = _add(_add(section, "div", class_="scroll"), "table")
+    heads = _add(_add(table, "thead"), "tr")
+    for head in ("column", "state", "what was found"):
+        _add(heads, "th", head)
+    rows = _add(table, "tbody")
+    for one in results:
+        row = _add(rows, "tr")
+        _add(row, "td", one.name, class_="name")
+        _state(_add(row, "td"), one.state)
+        cell = _add(row, "td", one.reason or ("" if one.findings else "every type is known"))
+        for found in one.findings:
+            line = _add(cell, "div", f"unknown type {found.value!r} in {found.rows:,} rows: ")
+            _add(line, "code", found.query)
 
 
 def _counters(body: ET.Element, results: Sequence[CounterResult], sample: int) -> None:

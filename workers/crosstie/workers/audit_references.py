@@ -11,9 +11,11 @@ from crosstie.orm.configuration import nearest
 from crosstie.orm.connection import ConnectionManager
 from crosstie.orm.errors import NoSuchTable
 from crosstie.orm.integrity import AuditedReference, Endpoint, UnknownReference
+from crosstie.orm.integrity.endpoint import OfType
+from crosstie.orm.integrity.types import TypeColumn
 from crosstie.orm.reference import Reference, ReferenceUnion, reference_unions
 
-__all__ = ["known_reference", "reflected_end", "reflected_reference", "select_references", "spread"]
+__all__ = ["known_reference", "reflected_end", "reflected_reference", "select_references", "spread", "type_columns"]
 
 
 def select_references(
@@ -52,18 +54,56 @@ def reflected_reference(text: str) -> AuditedReference:
     """The reference of "legacy.orders.user_id -> main.users.id", whose tables are read from the databases.
 
     An end is the name of a connection, a schema if need be, a table and a column; parents may be in several databases:
-    "{main_eu, main_us}.users.id". Raises UnknownReference for a text
-    that is none, UnknownConnection, NoSuchTable, DatabaseUnavailable.
+    "{main_eu, main_us}.users.id". Of a polymorphic reference the child says of which type:
+    "legacy.notes.subject_id[subject_type=Post]". Raises UnknownReference for a text that is none, UnknownConnection,
+    NoSuchTable, DatabaseUnavailable.
     """
     child, arrow, parent = text.partition("->")
     if not arrow:
         raise UnknownReference(
             f"expected a reference such as 'legacy.orders.user_id -> main.users.id', and found {text!r} without '->'."
         )
-    of_child = reflected_end(child.strip(), text)
+    of_child = _reflected_child(child.strip(), text)
     first, *others = (reflected_end(end, text) for end in spread(parent.strip(), text))
     made = AuditedReference.between(of_child, first)
     return replace(made, name=_spelt(text), others=tuple(others)) if others else made
+
+
+def _reflected_child(end: str, text: str) -> Endpoint:
+    plain, bracket, condition = end.partition("[")
+    if not bracket:
+        return reflected_end(end, text)
+    column_name, equals, value = condition.removesuffix("]").partition("=")
+    if not (condition.endswith("]") and column_name.strip() and equals and value.strip()):
+        raise UnknownReference(
+            f"expected the type of a polymorphic reference as [column=value], such as 'notes.subject_id"
+            f"[subject_type=Post]', and found {end!r} in {text!r}."
+        )
+    key = reflected_end(plain.strip(), text)
+    types = reflected_end(f"{plain.strip().rpartition('.')[0]}.{column_name.strip()}", text)
+    return replace(key, of_type=OfType(key.table.c[types.column.name], value.strip()))
+
+
+def type_columns(wanted: Iterable[AuditedReference]) -> list[TypeColumn]:
+    """The type columns of these references, as far as models or the settings declare them: with all types known there.
+
+    Raises as `select_references` does.
+    """
+    found: dict[str, TypeColumn] = {}
+    names = {one.name for one in wanted if one.child.of_type is not None}
+    declared = [one for one in select_references(include_local=True) if one.child.of_type is not None] if names else []
+    for end in dict.fromkeys(_column(one) for one in declared if one.name in names):
+        known = [one for one in declared if _column(one) == end]
+        types = [one.child.of_type for one in known if one.child.of_type is not None]
+        column = TypeColumn(known[0].child, types[0].column, tuple(dict.fromkeys(one.value for one in types)))
+        found[" ".join(end)] = column
+    return list(found.values())
+
+
+def _column(reference: AuditedReference) -> tuple[str, str, str, str]:
+    child = reference.child
+    types = "" if child.of_type is None else child.of_type.column.name
+    return child.connection, child.table.fullname, child.column.name, types
 
 
 def spread(end: str, text: str) -> list[str]:

@@ -10,10 +10,12 @@ from typing import Any, Final
 
 from crosstie.orm.integrity import AuditResult, AuditState
 from crosstie.orm.integrity.counters import CounterResult
+from crosstie.orm.integrity.types import TypesResult
 from crosstie.orm.integrity.uniqueness import UniquenessResult
 from crosstie.workers.audit_copies import AuditedCopies
 from crosstie.workers.audit_counters import counter_document
 from crosstie.workers.audit_leftovers import AuditedLeftovers
+from crosstie.workers.audit_types import types_document
 from crosstie.workers.audit_unique import unique_document
 
 __all__ = ["EXIT_STATUS", "AuditReport"]
@@ -42,13 +44,14 @@ class AuditReport:
     unique: tuple[UniquenessResult, ...] = ()
     leftovers: tuple[AuditedLeftovers, ...] = ()
     counters: tuple[CounterResult, ...] = ()
+    types: tuple[TypesResult, ...] = ()
 
     @property
     def state(self) -> AuditState:
         """The worst of all; a run without any reference or column has checked nothing and is INCOMPLETE."""
         states = {one.state for one in self.results} | {one.state for one in self.copies}
         states |= {one.state for one in self.unique} | {one.state for one in self.counters}
-        states |= {one.state for one in self.leftovers}
+        states |= {one.state for one in self.leftovers} | {one.state for one in self.types}
         if self.is_empty or AuditState.INCOMPLETE in states:
             return AuditState.INCOMPLETE
         return AuditState.FINDINGS if AuditState.FINDINGS in states else AuditState.OK
@@ -76,6 +79,7 @@ class AuditReport:
             "copies": [one.as_document(sample) for one in self.copies],
             "unique": [unique_document(one, sample) for one in self.unique],
             "counters": [counter_document(one, sample) for one in self.counters],
+            "types": [types_document(one, sample) for one in self.types],
             "leftovers": [one.as_document(sample) for one in self.leftovers],
         }
 

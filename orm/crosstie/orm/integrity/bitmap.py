@@ -105,7 +105,8 @@ class _Rows:
         self._after: int | None = None
         self._packing = IntegerPacking(child.database.kind, reach=last - first)
         self.ended = False
-        key = sa.case((child.typed.between(first, last), child.typed), else_=None)
+        counts = sa.and_(child.typed.between(first, last), *child.end.conditions)
+        key = sa.case((counts, child.typed), else_=None)
         self._page = (
             sa.select(self._primary.label("row_key"), key.label("key"))
             .where(self._primary <= self._upto)

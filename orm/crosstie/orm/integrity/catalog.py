@@ -54,8 +54,14 @@ def column_facts(end: Endpoint) -> ColumnFacts:
 
 
 def is_indexed(end: Endpoint) -> bool:
-    """Whether an index of the table begins with the column. Raises DatabaseUnavailable."""
+    """Whether an index begins with the column, or with that of its type and this. Raises DatabaseUnavailable."""
     database = end.database
+    if end.of_type is not None:
+        with database.mapped_errors(), database.autocommit.connect() as connection:
+            inspector = sa.inspect(connection)
+            indexes = inspector.get_indexes(end.table.name, schema=end.table.schema)
+        first_two = [end.of_type.column.name, end.column.name]
+        return any(one["column_names"][:2] == first_two or one["column_names"][:1] == first_two[1:] for one in indexes)
     family = "mysql" if database.kind == "mariadb" else database.kind
     with database.mapped_errors(), database.autocommit.connect() as connection:
         where = {

@@ -71,8 +71,8 @@ class ChildColumn:
 
     def last(self) -> Raw | None:
         """The greatest key of this moment by the column's order; None where no row has one."""
-        newest = sa.select(self._typed).where(self.end.column.is_not(None)).order_by(self._typed.desc()).limit(1)
-        return next(iter(self._values(newest)), None)
+        newest = sa.select(self._typed).where(self.end.column.is_not(None), *self.end.conditions)
+        return next(iter(self._values(newest.order_by(self._typed.desc()).limit(1))), None)
 
     def first(self, after: Raw | None, upto: Raw) -> Raw | None:
         """The smallest key in (after, upto]; None where there is none."""
@@ -121,7 +121,7 @@ class ChildColumn:
 
     def groups_within(self) -> sa.Select[Any]:
         """The same for the keys between the query's parameters `lo` and `hi`, these included."""
-        return self._grouped(within(self._typed))
+        return self._grouped(within(self._typed), *self.end.conditions)
 
     def _grouped(self, *conditions: sa.ColumnElement[bool]) -> sa.Select[Any]:
         grouped = sa.select(self._typed.label("key"), sa.func.count().label("rows")).where(*conditions)
@@ -140,7 +140,7 @@ class ChildColumn:
         return sa.select(self._typed).where(*self._between(after, last)).distinct().order_by(self._typed)
 
     def _between(self, after: Raw | None, upto: Raw) -> list[sa.ColumnElement[bool]]:
-        return [*([] if after is None else [self._typed > after]), self._typed <= upto]
+        return [*([] if after is None else [self._typed > after]), self._typed <= upto, *self.end.conditions]
 
     # -- rows -----------------------------------------------------------------------------------------------
 
@@ -182,7 +182,7 @@ class ChildColumn:
         totals: dict[Key, int] = {}
         key = self._distinct.label("key")
         for wanted, values in self._lists(keys):
-            query = sa.select(key, sa.func.count()).where(self._typed.in_(values)).group_by(key)
+            query = sa.select(key, sa.func.count()).where(self._typed.in_(values), *self.end.conditions).group_by(key)
             for raw, rows in self._rows(query):
                 found = self.storage.key(raw)
                 if found in wanted:
@@ -203,7 +203,7 @@ class ChildColumn:
 
     def _by_key(self) -> sa.Select[Any]:
         columns = [column.label(f"k{number}") for number, column in enumerate(self.end.primary_key)]
-        return sa.select(self._distinct, *columns).order_by(*self.end.primary_key)
+        return sa.select(self._distinct, *columns).where(*self.end.conditions).order_by(*self.end.primary_key)
 
     def _lists(self, keys: Sequence[Key]) -> Iterator[tuple[set[Key], list[Raw]]]:
         """Keys that one statement asks about, and their spellings.

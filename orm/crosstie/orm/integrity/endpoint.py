@@ -11,19 +11,39 @@ from crosstie.orm.connection import ConnectionManager
 from crosstie.orm.database import Database
 from crosstie.orm.reference import Reference, ReferenceUnion
 
-__all__ = ["AuditedReference", "Endpoint"]
+__all__ = ["AuditedReference", "Endpoint", "OfType"]
+
+
+@dataclass(frozen=True)
+class OfType:
+    """Of a polymorphic reference: only the rows whose `column` has this value, by the column's own `=`."""
+
+    column: sa.Column[Any]
+    value: str
+
+    def condition(self) -> sa.ColumnElement[bool]:
+        """That a row is one of these."""
+        is_number = isinstance(self.column.type, sa.Integer)
+        return self.column == (int(self.value) if is_number and self.value.lstrip("-").isdigit() else self.value)
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """One end of a reference: a column of a table behind a connection name."""
+    """One end of a reference: a column of a table behind a connection name; of a child, maybe only rows of a type."""
 
     connection: str
     table: sa.Table
     column: sa.Column[Any]
+    of_type: OfType | None = None
 
     def __str__(self) -> str:
-        return f"{self.connection}.{self.table.fullname}.{self.column.name}"
+        of_type = "" if self.of_type is None else f"[{self.of_type.column.name}={self.of_type.value}]"
+        return f"{self.connection}.{self.table.fullname}.{self.column.name}{of_type}"
+
+    @property
+    def conditions(self) -> tuple[sa.ColumnElement[bool], ...]:
+        """What a row meets to count at all."""
+        return () if self.of_type is None else (self.of_type.condition(),)
 
     @property
     def database(self) -> Database:
@@ -53,7 +73,9 @@ class AuditedReference:
         """The reference of a `BelongsTo` relation, under its own name; its parents may be in several databases."""
         members = (reference,) if isinstance(reference, Reference) else reference.members
         first, *others = (Endpoint(one.parent_connection, one.parent_table, one.parent_column) for one in members)
-        child = Endpoint(members[0].child_connection, members[0].child_table, members[0].child_column)
+        head = members[0]
+        of_type = None if head.child_type is None else OfType(*head.child_type)
+        child = Endpoint(head.child_connection, head.child_table, head.child_column, of_type)
         return cls(reference.name, child, first, tuple(others))
 
     @property

@@ -13,7 +13,7 @@ from crosstie.orm.integrity.endpoint import Endpoint
 from crosstie.orm.integrity.findings import Key
 from crosstie.orm.integrity.storage import KeyStorage
 
-__all__ = ["OrphanQuery"]
+__all__ = ["OrphanQuery", "select_all"]
 
 _DIALECTS: Final[dict[str, type[DefaultDialect]]] = {
     "sqlite": sqlite.dialect,
@@ -21,6 +21,13 @@ _DIALECTS: Final[dict[str, type[DefaultDialect]]] = {
     "mysql": mysql.dialect,
     "mariadb": mysql.dialect,
 }
+
+
+def select_all(end: Endpoint, condition: sa.ColumnElement[bool]) -> str:
+    """One SELECT of all rows that meet the condition, with its values written out."""
+    query: sa.Select[Any] = sa.select(sa.literal_column("*")).select_from(end.table).where(condition)
+    dialect = _DIALECTS[end.database.kind](paramstyle="named")
+    return " ".join(str(query.compile(dialect=dialect, compile_kwargs={"literal_binds": True})).split()) + ";"
 
 
 class OrphanQuery:
@@ -32,12 +39,18 @@ class OrphanQuery:
         self._dialect = _DIALECTS[child.database.kind](paramstyle="named")
         preparer = self._dialect.identifier_preparer
         table = preparer.format_table(child.table)
+        self._of_type = ""
+        if child.of_type is not None:
+            condition = child.of_type.condition()
+            written = condition.compile(dialect=self._dialect, compile_kwargs={"literal_binds": True})
+            self._of_type = f" AND {written}"
         self._start = f"SELECT * FROM {table} WHERE {table}.{preparer.format_column(child.column)}"  # noqa: S608 - quoted
 
     def of(self, key: Key) -> str:
         """What shows every row of an orphaned key in the child's database."""
         written = [self._literal(raw) for raw in self._storage.spellings(key)]
-        return f"{self._start} = {written[0]};" if len(written) == 1 else f"{self._start} IN ({', '.join(written)});"
+        equals = f"= {written[0]}" if len(written) == 1 else f"IN ({', '.join(written)})"
+        return f"{self._start} {equals}{self._of_type};"
 
     def _literal(self, raw: Any) -> str:
         if isinstance(raw, int):

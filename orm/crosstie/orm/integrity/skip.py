@@ -25,7 +25,7 @@ class SkipScan(ProbeScan):
         ends = self.ends
         column = ends.child.typed
         table = ends.child.end.table
-        bound = [column <= ends.last]
+        bound = [column <= ends.last, *ends.child.end.conditions]
         above = [*bound] if after is None else [*bound, column > after]
         steps = (
             sa.select(sa.func.min(column).label("key")).select_from(table).where(*above).cte("steps", recursive=True)

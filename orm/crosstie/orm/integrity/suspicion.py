@@ -60,6 +60,11 @@ class Suspicion:
             and [one.name for one in end.primary_key] == [end.column.name],
         )
 
+    @classmethod
+    def of_rows(cls, end: Endpoint, touched: Collection[tuple[str, tuple[str, ...]]]) -> Suspicion:
+        """What the sagas of one database touch of one table."""
+        return cls(child_rows=_rows_of(end, touched), parent_rows=frozenset(), parent_key_is_enough=True)
+
     def __or__(self, other: Suspicion) -> Suspicion:
         return Suspicion(
             self.child_rows | other.child_rows,

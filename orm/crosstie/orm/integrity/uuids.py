@@ -152,7 +152,8 @@ class _Children:
 
     def _require_keys(self, lo: Raw, hi: Raw) -> None:
         """Raise UnexpectedKey for a value that is no UUID, if that is why the server has not sent them all."""
-        between = sa.select(self.child.typed).where(self.child.typed.between(lo, hi)).distinct()
+        conditions = self.child.typed.between(lo, hi), *self.child.end.conditions
+        between = sa.select(self.child.typed).where(*conditions).distinct()
         self._storage.bytes_of_child(row[0] for row in self.child.fetch(between))
 
     def _fetched(self, after: Raw | None) -> _ChildPage | None:

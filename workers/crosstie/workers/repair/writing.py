@@ -31,8 +31,9 @@ class ChildWriter(Protocol):
 
 
 def row_condition(child: ChildColumn, row_key: RowKey, key: Key) -> sa.ColumnElement[bool]:
-    """This row, as long as it has this foreign key."""
-    return sa.and_(condition(child.end.table, row_key), child.storage.only(child.end.column, key))
+    """This row, as long as it has this foreign key, and the type that it is a key of."""
+    only = child.storage.only(child.end.column, key)
+    return sa.and_(condition(child.end.table, row_key), only, *child.end.conditions)
 
 
 def declared(reference: AuditedReference) -> Reference | None:
