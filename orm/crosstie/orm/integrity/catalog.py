@@ -30,7 +30,8 @@ class Equality(Enum):
 class ColumnFacts:
     """A column's type in the server's words, lower case ("int8", "bigint", "bpchar").
 
-    `length` is the declared length in characters, if any; `charset` and `equality` matter for text only.
+    `length` is the declared length in characters, if any; `charset` and `equality` matter for text only. `digits` is
+    how many a decimal without fraction has, None for any other number; `unsigned` is of integers.
     """
 
     dialect: str
@@ -38,6 +39,8 @@ class ColumnFacts:
     length: int | None = None
     charset: str | None = None
     equality: Equality = Equality.WIDE
+    digits: int | None = None
+    unsigned: bool = False
 
 
 def column_facts(end: Endpoint) -> ColumnFacts:
@@ -107,24 +110,36 @@ def _postgresql(connection: sa.Connection, end: Endpoint) -> ColumnFacts | None:
     length = modifier - 4 if type_name in {"bpchar", "varchar"} and modifier >= 4 else None
     plain = {"text": Equality.IDENTICAL, "varchar": Equality.IDENTICAL, "bpchar": Equality.PADDED}
     equality = plain.get(type_name, Equality.WIDE) if deterministic else Equality.WIDE
-    return ColumnFacts("postgresql", type_name, length, equality=equality)
+    # Of a numeric, the modifier is 65,536 times the digits, plus those of the fraction, plus four.
+    whole = type_name == "numeric" and modifier is not None and modifier >= 4 and (modifier - 4) % 65536 == 0
+    digits = (modifier - 4) // 65536 if whole else None
+    return ColumnFacts("postgresql", type_name, length, equality=equality, digits=digits)
 
 
 def _mysql(connection: sa.Connection, end: Endpoint) -> ColumnFacts | None:
     row = connection.execute(
         sa.text(
-            "SELECT data_type, character_maximum_length, character_set_name, collation_name"
-            " FROM information_schema.columns WHERE table_schema = COALESCE(:schema, DATABASE())"
-            " AND table_name = :name AND column_name = :column"
+            "SELECT data_type, character_maximum_length, character_set_name, collation_name, numeric_precision,"
+            " numeric_scale, column_type FROM information_schema.columns"
+            " WHERE table_schema = COALESCE(:schema, DATABASE()) AND table_name = :name AND column_name = :column"
         ),
         {"schema": end.table.schema, "name": end.table.name, "column": end.column.name},
     ).one_or_none()
     if row is None:
         return None
-    type_name, length, charset, collation = row
+    type_name, length, charset, collation, precision, scale, column_type = row
     # Even utf8mb4_bin ignores trailing spaces, all but the NO PAD collations do.
     equality = Equality.PADDED if (collation or "").endswith("_bin") else Equality.WIDE
-    return ColumnFacts(connection.dialect.name, type_name.lower(), length, charset=charset, equality=equality)
+    type_name = type_name.lower()
+    return ColumnFacts(
+        connection.dialect.name,
+        type_name,
+        length,
+        charset=charset,
+        equality=equality,
+        digits=int(precision) if type_name == "decimal" and scale == 0 else None,
+        unsigned="unsigned" in column_type.lower(),
+    )
 
 
 def _sqlite(connection: sa.Connection, end: Endpoint) -> ColumnFacts | None:

@@ -11,7 +11,7 @@ from crosstie.orm.integrity.scan import Ends, Page
 from crosstie.orm.integrity.storage import Raw
 from crosstie.orm.integrity.tiling import Tile, require_count
 
-__all__ = ["TextScan", "UuidScan"]
+__all__ = ["PlainScan", "TextScan"]
 
 
 class _Fetch:
@@ -36,8 +36,8 @@ class _Fetch:
         return Page(Tile(after, self.ends.last, 0), ())
 
 
-class UuidScan(_Fetch):
-    """UUIDs in the child's own order, looked up in the parent: no two servers need to sort them alike."""
+class PlainScan(_Fetch):
+    """UUIDs and integers in the child's own order, looked up in the parent: no two servers need to sort them alike."""
 
     def _page(self, child: ChildColumn, after: Raw | None) -> Page:
         """Distinct raw values; two spellings of one UUID are two of them."""

@@ -15,7 +15,7 @@ from crosstie.orm.integrity.endpoint import Endpoint
 from crosstie.orm.integrity.findings import Key
 from crosstie.orm.integrity.packing import packs
 from crosstie.orm.integrity.scope import within
-from crosstie.orm.integrity.storage import KeyStorage, Raw
+from crosstie.orm.integrity.storage import KeyStorage, Raw, WholeNumber
 
 __all__ = ["ParentColumn"]
 
@@ -58,10 +58,10 @@ class ParentColumn:
         """
         spelt = {key: self.storage.spellings(key) for key in keys}
         identical = self.storage.equality is Equality.IDENTICAL
-        if identical and self.database.kind in _ASKED and all(len(raws) == 1 for raws in spelt.values()):
-            raws = [raw for (raw,) in spelt.values()]
-            missing_raws = {raw for some in batches(raws, _KEYS_PER_LIST) for raw in self._unheld(some)}
-            return [key for key, (raw,) in spelt.items() if raw in missing_raws]
+        if identical and self.database.kind in _ASKED and all(len(raws) <= 1 for raws in spelt.values()):
+            asked = [raw for raws in spelt.values() for raw in raws]
+            missing_raws = {raw for some in batches(asked, _KEYS_PER_LIST) for raw in self._unheld(some)}
+            return [key for key, raws in spelt.items() if not raws or raws[0] in missing_raws]
         present = self._present([raw for raws in spelt.values() for raw in raws])
         missing = [key for key in keys if key not in present]
         if not missing or identical:
@@ -122,7 +122,11 @@ def _unnested(values: Sequence[Raw], kind: sa.types.TypeEngine[Any]) -> _Asked:
 
 def _from_json(values: Sequence[Raw], kind: sa.types.TypeEngine[Any]) -> _Asked:
     # Values of an IN list cost the client more than the server; and a long one makes MariaDB read the whole index.
-    column = "BIGINT" if isinstance(kind, sa.Integer) else "CHAR(36)"
+    column = "CHAR(36)"
+    if isinstance(kind, sa.Integer):
+        column = "BIGINT UNSIGNED" if getattr(kind, "unsigned", False) else "BIGINT"
+    elif isinstance(kind, WholeNumber):
+        column = "DECIMAL(38, 0)"
     source = sa.text(f"JSON_TABLE(:asked, '$[*]' COLUMNS (k {column} PATH '$')) AS asked")
     if isinstance(kind, sa.LargeBinary):
         asked = json.dumps([value.hex() for value in values])

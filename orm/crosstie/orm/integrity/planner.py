@@ -14,7 +14,7 @@ from crosstie.orm.integrity.endpoint import AuditedReference
 from crosstie.orm.integrity.plan import AuditPlan, KeyRange, Strategy
 from crosstie.orm.integrity.skip import skips
 from crosstie.orm.integrity.statistics import column_statistics, round_trip_s
-from crosstie.orm.integrity.storage import KeyKind, Raw
+from crosstie.orm.integrity.storage import INT64, KeyKind, Raw
 
 __all__ = ["Situation", "choose_strategy", "plan_audit"]
 
@@ -43,6 +43,8 @@ class Situation:
     child_skips: bool
     child_is_pageable: bool
     both_pack: bool
+    narrow: bool = True
+    """Whether integers are native and fit 64 bits with a sign."""
 
 
 def choose_strategy(seen: Situation) -> tuple[Strategy, tuple[str, ...]]:
@@ -51,6 +53,8 @@ def choose_strategy(seen: Situation) -> tuple[Strategy, tuple[str, ...]]:
         return Strategy.PACKED, ("both ends send their UUIDs as bytes",)
     if seen.kind is not KeyKind.INTEGER:
         return Strategy.FETCH, (f"keys are of kind {seen.kind}: the parent is asked about each",)
+    if not seen.narrow:
+        return Strategy.FETCH, ("keys are decimals, or greater than 2^63 - 1: the parent is asked about each",)
     size = f"about {seen.keys:,} distinct keys in {seen.rows:,} rows, {seen.parents:,} parents"
     if not seen.indexed and seen.rows > seen.page_size:
         why = "no index begins with the foreign key"
@@ -101,6 +105,7 @@ def plan_audit(
             child_skips=skips(child.database.kind),
             child_is_pageable=can_be_paged(child.end),
             both_pack=child.packs and parent.packs,
+            narrow=child.storage.is_native and parent.storage.is_native and last in INT64,
         )
     )
     if strategy is not None and strategy is not chosen:

@@ -26,6 +26,7 @@ _TEXTS: Final = {
     "postgresql": {"text", "varchar", "bpchar", "citext"},
     "mysql": {"char", "varchar", "tinytext", "text", "mediumtext", "longtext"},
 }
+_DECIMALS: Final = {"numeric", "decimal"}
 _UUID_DIGITS: Final = 32
 _UUID_BYTES: Final = 16
 
@@ -33,6 +34,8 @@ _UUID_BYTES: Final = 16
 def key_kind(facts: ColumnFacts) -> KeyKind | None:
     """The kind of keys that a column of this type holds; None for a type that is no key's."""
     name = facts.type_name
+    if facts.digits is not None:
+        return KeyKind.INTEGER
     if facts.dialect == "sqlite":
         # SQLite's own rules of affinity, in their order: https://www.sqlite.org/datatype3.html#determination_of_column_affinity
         if "int" in name:
@@ -59,9 +62,15 @@ def storages(reference: AuditedReference, child: ColumnFacts, parent: ColumnFact
         raise KeysNotComparable(
             f"expected keys of one kind at both ends (integers, UUIDs or text); found {_named(reference.child, child)} "
             f"and {_named(reference.parent, parent)}. An audit does not guess which of them are meant to be equal: "
-            "give both columns one type."
+            f"give both columns one type.{_hint(child, parent)}"
         )
     return _storage(kinds[0], child), _storage(kinds[1], parent)
+
+
+def _hint(*ends: ColumnFacts) -> str:
+    if any(facts.type_name in _DECIMALS and facts.digits is None for facts in ends):
+        return " Decimals are keys where they have no fraction: NUMERIC(20, 0)."
+    return ""
 
 
 def _kind_among(facts: ColumnFacts, other: ColumnFacts, declared_uuid: bool) -> KeyKind | None:
@@ -94,5 +103,5 @@ def _named(end: Endpoint, facts: ColumnFacts) -> str:
 
 def _storage(kind: KeyKind, facts: ColumnFacts) -> KeyStorage:
     if kind is KeyKind.INTEGER:
-        return IntegerStorage()
+        return IntegerStorage(facts)
     return UuidStorage(facts) if kind is KeyKind.UUID else TextStorage(facts)

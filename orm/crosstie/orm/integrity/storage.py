@@ -7,6 +7,7 @@ key's *spellings* are all raw values by which the column may store it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from decimal import Decimal
 from enum import StrEnum
 from typing import Any, Final, Protocol
 
@@ -17,12 +18,13 @@ from crosstie.orm.integrity.catalog import ColumnFacts, Equality
 from crosstie.orm.integrity.errors import UnexpectedKey
 from crosstie.orm.integrity.findings import Key
 
-__all__ = ["IntegerStorage", "KeyKind", "KeyStorage", "Raw", "TextStorage"]
+__all__ = ["INT64", "IntegerStorage", "KeyKind", "KeyStorage", "Raw", "TextStorage", "WholeNumber"]
 
 Raw = Any
 """What the driver gives for a key and takes back unchanged."""
 
-_INT64: Final = range(-(2**63), 2**63)
+INT64: Final = range(-(2**63), 2**63)
+"""The integers that are packed and reckoned with."""
 _CHARSETS: Final = {"ascii": "ascii", "latin1": "cp1252"}
 """Python's names of the narrow character sets of MySQL."""
 
@@ -70,24 +72,52 @@ class KeyStorage(Protocol):
         """The condition that a row has this very key."""
 
 
+class WholeNumber(sa.types.TypeDecorator[int]):
+    """A decimal without fraction, which the driver takes and gives as such."""
+
+    impl = sa.Numeric(38, 0)
+    cache_ok = True
+
+    def process_bind_param(self, value: int | None, dialect: sa.Dialect) -> Decimal | None:
+        """As a decimal."""
+        del dialect
+        return None if value is None else Decimal(value)
+
+    def process_result_value(self, value: Any | None, dialect: sa.Dialect) -> int | None:
+        """As an integer."""
+        del dialect
+        return None if value is None else int(value)
+
+
 class IntegerStorage:
-    """Integers of any width that fit 64 bits with a sign."""
+    """Integers of 64 bits with or without a sign, and decimals without fraction; a narrow column has no wide key."""
 
     kind = KeyKind.INTEGER
     equality = Equality.IDENTICAL
-    is_native = True
     spells_keys = True
+
+    def __init__(self, facts: ColumnFacts | None = None) -> None:
+        self._possible = INT64
+        self._type: sa.types.TypeEngine[Any] = sa.BigInteger()
+        self.is_native = True
+        if facts is not None and facts.digits is not None:
+            # Such keys are neither packed nor reckoned with: a server would have to make integers of them first.
+            self.is_native, self._type = False, WholeNumber()
+            self._possible = range(0 if facts.unsigned else 1 - 10**facts.digits, 10**facts.digits)
+        elif facts is not None and facts.unsigned:
+            self._type = mysql.BIGINT(unsigned=True)
+            self._possible = range(2**64)
 
     def typed(self, column: sa.Column[Any]) -> sa.ColumnElement[Any]:
         """Compared as BIGINT: bound as the column's own INTEGER, a key beyond it would be an error."""
-        return sa.type_coerce(column, sa.BigInteger())
+        return sa.type_coerce(column, self._type)
 
     distinct = typed
 
     def key(self, raw: Raw) -> Key:
-        """SQLite keeps text in an INTEGER column, and BIGINT UNSIGNED goes beyond what is compared here."""
-        if type(raw) is not int or raw not in _INT64:
-            raise UnexpectedKey(f"expected integer keys that fit 64 bits with a sign, found {raw!r}")
+        """SQLite keeps text in an INTEGER column."""
+        if type(raw) is not int or raw not in self._possible:
+            raise UnexpectedKey(f"expected integer keys that fit 64 bits, found {raw!r}")
         return raw
 
     def keys(self, raws: Sequence[Raw]) -> None:
@@ -98,8 +128,8 @@ class IntegerStorage:
             self.key(raw)
 
     def spellings(self, key: Key) -> tuple[Raw, ...]:
-        """The integer itself."""
-        return (key,)
+        """The integer itself; none where no row of the column can have it."""
+        return (key,) if key in self._possible else ()
 
     def only(self, column: sa.Column[Any], key: Key) -> sa.ColumnElement[bool]:
         """Plain equality."""

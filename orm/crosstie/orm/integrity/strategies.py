@@ -8,7 +8,7 @@ from typing import Final
 
 from crosstie.orm.integrity.bitmap import BitmapScan
 from crosstie.orm.integrity.errors import KeysNotComparable
-from crosstie.orm.integrity.fetch import TextScan, UuidScan
+from crosstie.orm.integrity.fetch import PlainScan, TextScan
 from crosstie.orm.integrity.packed import PackedScan, ProbeScan
 from crosstie.orm.integrity.plan import Strategy
 from crosstie.orm.integrity.scan import Ends, KeyScan
@@ -26,12 +26,13 @@ _INTEGER_SCANS: Final[Mapping[Strategy, Callable[[Ends], KeyScan]]] = {
     Strategy.PROBE: ProbeScan,
     Strategy.SKIP: SkipScan,
     Strategy.BITMAP: BitmapScan,
+    Strategy.FETCH: PlainScan,
 }
 
 
 _SCANS: Final[Mapping[KeyKind, Mapping[Strategy, Callable[[Ends], KeyScan]]]] = {
     KeyKind.INTEGER: _INTEGER_SCANS,
-    KeyKind.UUID: {Strategy.FETCH: UuidScan, Strategy.PACKED: PackedUuidScan},
+    KeyKind.UUID: {Strategy.FETCH: PlainScan, Strategy.PACKED: PackedUuidScan},
     KeyKind.TEXT: {Strategy.FETCH: TextScan},
 }
 

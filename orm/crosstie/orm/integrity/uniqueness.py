@@ -17,7 +17,7 @@ from crosstie.orm.integrity.child import ROWS_PER_KEY, ChildColumn, RowKey
 from crosstie.orm.integrity.columns import columns_of
 from crosstie.orm.integrity.endpoint import AuditedReference, Endpoint
 from crosstie.orm.integrity.errors import KeysNotComparable
-from crosstie.orm.integrity.fetch import TextScan, UuidScan
+from crosstie.orm.integrity.fetch import PlainScan, TextScan
 from crosstie.orm.integrity.findings import AuditPhase, AuditProgress, AuditState, Key, ProgressListener
 from crosstie.orm.integrity.judgement import FINDING_LIMIT
 from crosstie.orm.integrity.parent import ParentColumn
@@ -96,7 +96,7 @@ def audit_uniqueness(
             own = [_Pair(unique.name, read, asked, suspects) for asked in columns[place + 1 :]]
             pairs += own
             after, last = None, read.last()
-            scan = TextScan if read.storage.kind is KeyKind.TEXT else UuidScan
+            scan = TextScan if read.storage.kind is KeyKind.TEXT else PlainScan
             while last is not None and after != last:
                 tell(AuditPhase.SCANNING)
                 since = _now(columns)
