@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from bench.databases import Pair
+from bench.databases import Pair, Trio
 from crosstie.orm import ConnectionManager
 from crosstie.orm.registry import registry
 from crosstie.workers.cli import main
 from integrity.blog import Blog, define_blog
+from integrity.desk import define_desk
 from integrity.tables import Linked, linked
 
 
@@ -37,6 +38,12 @@ def no_models() -> Iterator[None]:
 def blog(configured: Pair, no_models: None) -> Blog:
     """Models whose references cross the pair, and their tables: users in `default`, posts in `secondary`."""
     return define_blog()
+
+
+@pytest.fixture
+def desk(configured_trio: Trio, no_models: None) -> Any:
+    """Models of users in two databases and of their tickets in a third one, and their tables."""
+    return define_desk()
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import pytest
 
 from bench.databases import Pair, Trio
-from crosstie.orm import ActiveRecord, ConnectionManager, ShardMap, Tenants, connected_to
+from crosstie.orm import ActiveRecord, ConnectionManager, Tenants, connected_to
 from crosstie.orm.field import IntegerPKMixin
 from crosstie.orm.integrity import AuditPhase, AuditProgress, AuditResult, AuditScope, AuditState, UnknownReference
 from crosstie.orm.reference import reference_unions
@@ -19,39 +19,9 @@ from crosstie.workers.audit import run_audit
 from crosstie.workers.audit_references import known_reference, reflected_reference, select_references
 from crosstie.workers.audit_triggers import create_noting, drop_noting
 from crosstie.workers.deployment import deployment_jobs
-from crosstie.workers.repair import RepairRefused, repair_reference
+from integrity.desk import UNION, WRITTEN
 
-UNION = "default.tickets.user_id -> {region}.users.id"
-WRITTEN = "default.tickets.user_id -> {secondary, tertiary}.users.id"
 ONE = pytest.mark.parametrize("trio", [("sqlite", "postgresql", "mariadb")], indirect=True, ids="-".join)
-
-
-@pytest.fixture
-def desk(configured_trio: Trio, no_models: None) -> Any:
-    """Tickets in one database, their users in two others: 1 to 3 in the first, 11 to 13 in the second."""
-
-    class User(IntegerPKMixin, ActiveRecord):
-        __table_name__ = "users"
-        __connection__ = ShardMap({"eu": "secondary", "us": "tertiary"}, by="region")
-
-        id: int | None = None
-
-    class Ticket(IntegerPKMixin, ActiveRecord):
-        __table_name__ = "tickets"
-        __connection__ = "default"
-
-        id: int | None = None
-        user_id: int | None = None
-
-        user: ClassVar[BelongsTo[User]] = BelongsTo(foreign_key="user_id", audit="0 4 * * *")
-
-    Ticket.create_table()
-    for region, first in (("eu", 1), ("us", 11)):
-        with connected_to(region=region):
-            User.create_table()
-            User.bulk_create([User(id=first + number) for number in range(3)])
-    Ticket.bulk_create([Ticket(user_id=user_id) for user_id in (1, 2, 3, 11, 12, 13, None)])
-    return User, Ticket
 
 
 def run(scope: AuditScope = AuditScope.FULL, **options: Any) -> AuditResult:
@@ -143,7 +113,7 @@ def test_tables_without_models_may_be_in_shards(desk: Any, configured_trio: Trio
 
 @ONE
 def test_it_is_one_reference_by_every_name(desk: Any, configured_trio: Trio, monkeypatch: pytest.MonkeyPatch) -> None:
-    """To the command, to workers that help, to schedules; and it is not repaired, which would need a fence in each."""
+    """To the command, to workers that help, to schedules."""
     assert [one.name for one in select_references(["tickets.user_id"])] == [UNION]
     assert known_reference(UNION) == select_references([UNION])[0]
     assert [job.name for job in deployment_jobs()] == [f"audit {UNION}"]
@@ -151,10 +121,6 @@ def test_it_is_one_reference_by_every_name(desk: Any, configured_trio: Trio, mon
     ConnectionManager.configure(configured_trio.configuration)
     assert [one.name for one in select_references()] == [UNION, WRITTEN]
     assert known_reference(WRITTEN) is not None
-    desk[1](user_id=99).save()
-    assert len(repair_reference(UNION, "report").rows) == 1
-    with pytest.raises(RepairRefused, match="in 2 databases"):
-        repair_reference(UNION, "set_null", apply=True)
 
 
 @pytest.mark.parametrize("pair", [("sqlite", "postgresql")], indirect=True, ids="-".join)

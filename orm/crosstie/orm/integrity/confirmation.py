@@ -83,14 +83,14 @@ class Confirmation:
         return verdict
 
     def _settle(self, keys: Sequence[Key], since: Moment, verdict: Verdict) -> None:
-        suspicion = self._sagas(since)
+        suspicion = self.suspicion(since)
         stable: dict[Key, KeyRows] = {}
         for some in batches(keys, _KEYS_PER_LOOK):
             before = self.child.rows(some)
             absent = self.parent.absent(list(before))
             after = self.child.rows(absent)
             stable |= {key: _in_both(before[key], rows) for key, rows in after.items()}
-        suspicion |= self._sagas(since)
+        suspicion |= self.suspicion(since)
         for key, rows in stable.items():
             confirmed, deferred = judge(key, rows, suspicion)
             if confirmed is not None:
@@ -98,7 +98,8 @@ class Confirmation:
             if deferred is not None:
                 verdict.deferred.append(deferred)
 
-    def _sagas(self, since: Moment) -> Suspicion:
+    def suspicion(self, since: Moment) -> Suspicion:
+        """What sagas have in their hands at both ends, or had since then."""
         touched = {name: self.touched(name, since_ms=at_ms) for name, at_ms in since.items()}
         parents = [row for end in self.reference.parents for row in touched[end.database.name]]
         return Suspicion.of(self.reference, self.parent.storage, touched[self.child.database.name], parents)

@@ -33,6 +33,11 @@ class ParentColumn:
         self._typed = storage.typed(end.column)
 
     @property
+    def parents(self) -> tuple[ParentColumn, ...]:
+        """The columns that it stands for, one in each database: itself alone."""
+        return (self,)
+
+    @property
     def packs(self) -> bool:
         """Whether the server can send many of its keys as one value."""
         return packs(self.database.kind) and self.storage.is_native

@@ -25,7 +25,12 @@ class ParentUnion(ParentColumn):
     def __init__(self, parents: Sequence[ParentColumn]) -> None:
         first = parents[0]
         super().__init__(first.end, max((one.storage for one in parents), key=lambda one: _WIDTH[one.equality]))
-        self.parents = tuple(parents)
+        self._parents = tuple(parents)
+
+    @property
+    def parents(self) -> tuple[ParentColumn, ...]:
+        """One in each database."""
+        return self._parents
 
     def absent(self, keys: Sequence[Key]) -> list[Key]:
         """Those of the keys that none of them has, each asked about what those before it lack."""

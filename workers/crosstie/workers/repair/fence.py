@@ -3,13 +3,14 @@
 No database can lock a row for another, and a row that is not there cannot be locked at all. InnoDB locks the gap in
 which it would lie. PostgreSQL makes whoever inserts a key wait for an earlier insert of it that is undecided: a
 placeholder, always rolled back. Where constraints refuse the placeholder, the table is closed to writers for so long.
-SQLite has one writer, and the fence is it. All of it is one open transaction, so a crash leaves nothing.
+SQLite has one writer, and the fence is it. All of it is one open transaction, so a crash leaves nothing. Where parents
+are in several databases, each has such a fence.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -26,16 +27,16 @@ __all__ = ["Fence", "fenced", "one_file"]
 
 
 class Fence:
-    """One that stands; `require_standing` makes sure that the server still holds it."""
+    """One that stands, in each database; `require_standing` makes sure that the servers still hold it."""
 
-    def __init__(self, tx: LocalTransaction | None) -> None:
-        self._tx = tx
+    def __init__(self, transactions: Sequence[LocalTransaction]) -> None:
+        self._transactions = transactions
 
     def require_standing(self) -> None:
-        """Raise DatabaseUnavailable where the connection that holds the fence was lost."""
-        if self._tx is not None:
-            with self._tx.mapped_errors():
-                self._tx.connection.execute(sa.select(1))
+        """Raise DatabaseUnavailable where a connection that holds the fence was lost."""
+        for tx in self._transactions:
+            with tx.mapped_errors():
+                tx.connection.execute(sa.select(1))
 
 
 def one_file(first: Database, second: Database) -> bool:
@@ -45,21 +46,27 @@ def one_file(first: Database, second: Database) -> bool:
 
 @contextmanager
 def fenced(parent: ParentColumn, key: Key, *, child: Database) -> Iterator[Fence]:
-    """Let no parent of this key be committed until the block ends.
+    """Let no parent of this key be committed, wherever it may be, until the block ends.
 
     It need not notice one that is there already: look once it stands. A child in the parent's own SQLite file is
     fenced by the transaction that writes it. Raises ParentPresent, LockTimeout where somebody is about to write such a
     parent or holds other locks in the way for longer than `saga.lock_timeout_s`, DatabaseUnavailable.
     """
-    if one_file(parent.database, child):
-        yield Fence(None)
-        return
+    # Two connections may lead to one database, where the second fence would wait for the first.
+    places = {(one.database.settings.address(), one.end.table.fullname): one for one in parent.parents}
+    with ExitStack() as stack:
+        outside = [one for one in places.values() if not one_file(one.database, child)]
+        yield Fence([stack.enter_context(_fenced(one, key)) for one in outside])
+
+
+@contextmanager
+def _fenced(parent: ParentColumn, key: Key) -> Iterator[LocalTransaction]:
     tx = LocalTransaction(parent.database, visible=False, before_begin=_BEFORE.get(parent.database.kind))
     try:
         with tx.mapped_errors():
             limit_lock_waits(tx)
             _FENCES[parent.database.kind](tx, parent, key)
-        yield Fence(tx)
+        yield tx
     finally:
         tx.rollback()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -57,16 +58,17 @@ class Cap:
     rows: int = 1_000
     percent: float = 10.0
 
-    def refusal(self, found: AuditResult, *, parent_is_empty: bool) -> str | None:
-        """Why these findings must not be repaired; None where they may."""
+    def refusal(self, found: AuditResult, *, empty: Sequence[str]) -> str | None:
+        """Why these findings must not be repaired; None where they may. `empty` are the columns without any parent."""
         if found.state is AuditState.INCOMPLETE:
             return f"the audit is incomplete ({found.reason}), so nobody knows which rows are orphans. Remove the cause"
         if not found.orphan_rows:
             return None
-        if parent_is_empty:
+        if empty:
             return (
-                "the parents' table has no rows at all, so every child looks like an orphan. Expected at least one "
-                "parent: look whether the connection leads to the right database, or repair by hand"
+                f"the table of {' and of '.join(empty)} has no rows at all, so every child whose parent was there "
+                "looks like an orphan. Expected at least one parent: look whether the connection leads to the right "
+                "database, or repair by hand"
             )
         if found.orphan_rows > self.rows:
             return (

@@ -35,7 +35,6 @@ from crosstie.orm.integrity.child import ChildColumn, RowKey
 from crosstie.orm.integrity.columns import columns_of
 from crosstie.orm.integrity.confirmation import Confirmation, Moment
 from crosstie.orm.integrity.parent import ParentColumn
-from crosstie.orm.integrity.suspicion import Suspicion
 from crosstie.orm.local_transaction import LocalTransaction, open_transactions
 from crosstie.orm.reference import Reference
 from crosstie.orm.transaction import active_unit, transaction
@@ -89,15 +88,12 @@ def repair_reference(
         progress=progress,
         finding_limit=cap.rows,
     )
-    if policy is not Policy.REPORT and reference.others:
-        raise RepairRefused(
-            f"{reference.name}: nothing is repaired: its parents are in {len(reference.parents)} databases, and a "
-            "repair keeps one of them from getting the missing parent meanwhile. Expected the policy report."
-        )
     if policy is Policy.REPORT:
         return RepairReport(None, policy, found, _planned(found))
     ends = None if found.state is AuditState.INCOMPLETE else columns_of(reference)
-    refusal = cap.refusal(found, parent_is_empty=ends is not None and ends[1].is_empty())
+    refusal = cap.refusal(
+        found, empty=() if ends is None else [str(one.end) for one in ends[1].parents if one.is_empty()]
+    )
     if ends is None or refusal is not None:
         raise RepairRefused(f"{reference.name}: nothing is repaired: {refusal}.")
     repairer = _Repairer(reference, policy, *ends, touched, recreate)
@@ -126,6 +122,12 @@ class _Repairer:
     numbers: Iterator[int] = field(default_factory=lambda: count(1))
 
     def __post_init__(self) -> None:
+        if self.policy is Policy.RECREATE and self.reference.others:
+            raise RepairRefused(
+                f"{self.reference.name}: nothing is repaired: the policy 'recreate' expected one database of parents, "
+                f"and there are {len(self.reference.parents)}: a key does not tell in which its parent was. Make the "
+                "parents yourself, or choose 'set_null', 'delete' or 'quarantine'."
+            )
         written = self.parent if self.policy is Policy.RECREATE else self.child
         why = quarantine.require_quarantine(written.database)
         if why is not None:
@@ -193,7 +195,7 @@ class _Repairer:
         """Lock the row, look at all that would make it no orphan, write it, keep it. Raises _Spared."""
         key = finding.parent_key
         row = self._locked_image(tx, row_key, key)
-        suspicion = self._suspicion(since)
+        suspicion = self._confirmation.suspicion(since)
         if suspicion.touches_row(row_key) or suspicion.touches_parent(key):
             raise _Spared("a saga that is not resolved has the row or its parent in its hands")
         if not self.parent.absent([key]):
@@ -242,7 +244,7 @@ class _Repairer:
             raise _Spared(str(ParentPresent()))
         if not self.child.rows([key]):
             raise _Spared("no row refers to this key any more")
-        if self._suspicion(since).touches_parent(key):
+        if self._confirmation.suspicion(since).touches_parent(key):
             raise _Spared("a saga that is not resolved has the parent in its hands")
         record = maker(key)
         if record.is_new:
@@ -263,11 +265,6 @@ class _Repairer:
 
     def _recorded(self) -> AbstractContextManager[LocalTransaction]:
         return _recorded(self._database.name, self._row_limit)
-
-    def _suspicion(self, since: Moment) -> Suspicion:
-        child, parent = self.child.database.name, self.parent.database.name
-        touched = {name: self.touched(name, since_ms=at_ms) for name, at_ms in since.items()}
-        return Suspicion.of(self.reference, self.parent.storage, touched[child], touched[parent])
 
     def _keep(self, tx: LocalTransaction, finding: Finding, row: Image | None) -> None:
         quarantine.insert(

@@ -15,7 +15,7 @@ from crosstie.orm.integrity.child import ChildColumn, RowKey
 from crosstie.orm.local_transaction import LocalTransaction
 from crosstie.orm.mapping import TableMapping, mapping_of
 from crosstie.orm.recorder import condition
-from crosstie.orm.reference import Reference, references
+from crosstie.orm.reference import Reference, reference_unions
 from crosstie.orm.soft_delete import SoftDeleteMixin
 from crosstie.workers.repair.errors import RepairRefused
 from crosstie.workers.repair.policy import Policy
@@ -37,8 +37,8 @@ def row_condition(child: ChildColumn, row_key: RowKey, key: Key) -> sa.ColumnEle
 
 
 def declared(reference: AuditedReference) -> Reference | None:
-    """The reference as models declare it, if they do."""
-    return next((one for one in references() if one.name == reference.name), None)
+    """The reference as models declare it, if they do; of one with several parents, the first."""
+    return next((one.members[0] for one in reference_unions() if one.name == reference.name), None)
 
 
 def writer_for(reference: AuditedReference, policy: Policy, child: ChildColumn) -> ChildWriter:
