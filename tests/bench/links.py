@@ -55,6 +55,7 @@ class Rules(Protocol):
 
     target: tuple[str, int]
     triggers: list[Trigger]
+    delay_s: float
 
     def is_deaf(self, direction: Direction) -> bool:
         """Whether nothing passes in this direction now."""
@@ -147,7 +148,10 @@ class Link:
             origin.held += data
             self.rules.act(unanswered)
         elif (trigger := self._trigger(origin, data)) is None:
-            receiver.write(data)
+            if self.rules.delay_s and origin is self.client:
+                asyncio.get_running_loop().call_later(self.rules.delay_s, receiver.write, data)
+            else:
+                receiver.write(data)
             return
         elif trigger.moment == "withheld":
             origin.held += data

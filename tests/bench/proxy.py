@@ -28,6 +28,7 @@ class Proxy:
     - `deaf(direction)`: connections stay open, but nothing arrives; it is kept back, as by a broken network, and
       delivered after `heal()`. New connections are accepted and hear nothing.
     - `cut_after`, `deaf_after`: the same at the moment when a byte pattern passes.
+    - `delay_s`: what clients send takes so much longer; set it while nothing is on its way.
     - `heal()`: as if nothing had happened, except for the connections that were reset.
 
     TLS is kept out of the connections, so that patterns can be seen.
@@ -38,6 +39,7 @@ class Proxy:
         self.triggers: list[Trigger] = []
         self._deaf: set[Direction] = set()
         self._links: set[Link] = set()
+        self.delay_s = 0.0
         self._failures: list[str] = []
         self._listening: socket.socket | None = None
         self._arriving: set[asyncio.Task[object]] = set()

@@ -76,6 +76,17 @@ def saga_states(databases: dict[str, TestDatabase]) -> dict[str, list[str]]:
     }
 
 
+def sweep_until_undone(databases: dict[str, TestDatabase], branches: Iterable[str]) -> None:
+    """Sweep until these branches are undone or refused, whose COMMITs a process sent and died: servers may be slow."""
+
+    def undone() -> bool:
+        sweep_until_quiet(databases)
+        states = saga_states(databases)
+        return all(states[name] in (["undone"], ["refused"]) for name in branches)
+
+    eventually(undone, describe="the commits of the dead are undone or refused")
+
+
 def sweep_until_quiet(databases: dict[str, TestDatabase]) -> None:
     """Sweep until no saga has anything left to do.
 

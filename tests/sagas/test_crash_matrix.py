@@ -6,14 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from bench.databases import Pair, TestDatabase, Trio
+from bench.databases import KINDS, Pair, TestDatabase, Trio
 from bench.faults import crash_env
 from bench.processes import Spawner
 from crosstie.orm.faults import FAULT_POINTS
-from sagas.shop import contents, create_shop, saga_states, sweep_until_quiet
+from sagas.shop import contents, create_shop, saga_states, sweep_until_quiet, sweep_until_undone
 
 PROGRAM = Path(__file__).with_name("crash_program.py")
 SAGA_POINTS = sorted(point for point in FAULT_POINTS if point.startswith("saga."))
+TRIOS = [*(KINDS[turn:] + KINDS[:turn] for turn in range(3)), ("mariadb", "postgresql", "postgresql")]
 RECOVERY_POINTS = sorted(point for point in FAULT_POINTS if point.startswith("recovery."))
 
 
@@ -53,17 +54,25 @@ def test_a_process_killed_in_a_saga_leaves_all_or_nothing(
 
 @pytest.mark.parametrize(
     ("point", "nth"),
-    [(point, 1) for point in SAGA_POINTS] + [("saga.branch-recorded", 2), ("saga.branch-committed", 2)],
+    [
+        *((point, 1) for point in SAGA_POINTS),
+        ("saga.branch-recorded", 2),
+        ("joint.commits-sent", 1),
+        ("saga.branch-committed", 2),
+    ],
 )
+@pytest.mark.parametrize("trio", TRIOS, ids="-".join, indirect=True)
 def test_a_process_killed_in_a_saga_over_three_databases_leaves_all_or_nothing(
     point: str, nth: int, configured_trio: Trio, spawn: Spawner
 ) -> None:
-    """Two branches: one, both or none may have committed when the process dies."""
+    """Two branches, whose commits leave together: one, both or none may have come through when the process dies."""
     databases = configured_trio.by_name
     create_shop(databases)
     before = contents(databases)
 
     _kill_at(spawn, configured_trio, point, nth=nth)
+    if point == "joint.commits-sent":
+        sweep_until_undone(databases, [n for n, one in databases.items() if n != "default" and one.kind != "sqlite"])
     sweep_until_quiet(databases)
 
     _assert_all_or_nothing(before, databases, committed=point == "saga.home-committed")

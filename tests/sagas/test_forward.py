@@ -377,6 +377,7 @@ def test_three_databases_owe_each_by_itself(configured_trio: Trio) -> None:
     """One branch that is done is not done again."""
     create_bank(configured_trio.by_name)
     with (
+        armed("forward.home-committed", lambda: s.transaction("tertiary").end_by_stranger()),
         armed("forward.branch-committed", interrupt),
         pytest.raises(KeyboardInterrupt),
         saga("transfer", recover="forward", expiry_s=-1) as s,

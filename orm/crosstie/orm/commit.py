@@ -7,7 +7,7 @@ is read.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -19,7 +19,7 @@ from crosstie.orm.errors import CommitInDoubt, TransactionPoisoned
 from crosstie.orm.final_statement import FinalStatement
 from crosstie.orm.in_transaction import in_transaction
 
-__all__ = ["commit_verified"]
+__all__ = ["can_depart", "commit_departed", "commit_verified"]
 
 
 def commit_verified(
@@ -39,12 +39,7 @@ def commit_verified(
     CommitInDoubt where the answer to COMMIT was lost, and the mapped error where the database refused.
     """
     raw = connection.connection.dbapi_connection
-    # A MySQL transaction exists only once a statement has touched a table.
-    if written and not in_transaction(database, raw):
-        raise TransactionPoisoned(
-            f"database {database.name!r}: expected an open transaction at COMMIT and found none: the server had "
-            "ended it after an error. Nothing was committed; run the whole block again."
-        )
+    _require_open(database, raw, written=written)
     tag = "COMMIT"
     answer = None
     try:
@@ -64,24 +59,108 @@ def commit_verified(
         if database.kind == "sqlite" and raw.in_transaction:  # type: ignore[union-attr]
             # A COMMIT that SQLite refuses leaves the transaction open, and SQLAlchemy takes it for ended.
             raw.rollback()  # type: ignore[union-attr]
-        failure = classify(error)
-        if failure is None:
-            if not isinstance(error, OSError):
+        understood = _understood(database, error)
+        if understood is None:
+            raise
+        raise understood from error
+    _require_committed(database, tag)
+    return answer
+
+
+def can_depart(database: Database, connection: sa.Connection) -> bool:
+    """Whether `commit_departed` can be used: the driver can send without waiting for the answer."""
+    raw: Any = connection.connection.dbapi_connection
+    if database.kind == "postgresql":
+        from crosstie.orm import pipeline  # needs the driver, which others do without
+
+        return pipeline.is_possible(raw)
+    if database.kind == "sqlite":
+        return False
+    from crosstie.orm import mysql_request
+
+    return mysql_request.is_possible(raw)
+
+
+def commit_departed(
+    database: Database,
+    connection: sa.Connection,
+    root: sa.Transaction,
+    *,
+    written: bool,
+    final: FinalStatement | None = None,
+) -> Callable[[], Answer | None]:
+    """Send what `commit_verified` sends, and do not wait; what is returned reads the answer.
+
+    Either raises as `commit_verified` does. Whoever does not read the answer has to close the connection.
+    """
+    raw: Any = connection.connection.dbapi_connection
+    _require_open(database, raw, written=written)
+    try:
+        if final is not None:
+            arrive = final.depart_with_commit(database, connection)
+        elif database.kind == "postgresql":
+            from crosstie.orm import pipeline
+
+            arrive = pipeline.depart(connection, None, ())
+        else:
+            from crosstie.orm import mysql_request
+
+            arrive = mysql_request.depart(raw, "COMMIT")
+    except Exception as error:
+        understood = _understood(database, error)
+        if understood is None:
+            raise
+        raise understood from error
+
+    def believed() -> Answer | None:
+        try:
+            answer = arrive()
+            if database.kind == "postgresql":
+                root.commit()  # sends nothing any more
+            else:
+                _end_on_our_side(root, raw)
+        except Exception as error:
+            understood = _understood(database, error)
+            if understood is None:
                 raise
-            failure = Failure(CommitInDoubt, ends_transaction=True, commit_unknown=True, detail=str(error))
-        if failure.commit_unknown:
-            database.liveness.note_loss()
-            raise CommitInDoubt(
-                f"database {database.name!r}: the connection was lost during COMMIT ({failure.detail}); the "
-                "transaction may or may not be durable. Read the data back before running the block again."
-            ) from error
-        raise failure.error(describe(failure, database.name, database.settings.address())) from error
+            raise understood from error
+        _require_committed(database, answer.tag or "COMMIT")
+        return None if final is None else answer
+
+    return believed
+
+
+def _require_open(database: Database, raw: Any, *, written: bool) -> None:
+    # A MySQL transaction exists only once a statement has touched a table.
+    if written and not in_transaction(database, raw):
+        raise TransactionPoisoned(
+            f"database {database.name!r}: expected an open transaction at COMMIT and found none: the server had "
+            "ended it after an error. Nothing was committed; run the whole block again."
+        )
+
+
+def _require_committed(database: Database, tag: str) -> None:
     if tag != "COMMIT":
         raise TransactionPoisoned(
             f"database {database.name!r} answered COMMIT with {tag}: a statement had failed in the transaction. "
             "Nothing was committed; run the whole block again."
         )
-    return answer
+
+
+def _understood(database: Database, error: Exception) -> Exception | None:
+    """Our exception for one that COMMIT has raised; None for what is no failure of a database."""
+    failure = classify(error)
+    if failure is None:
+        if not isinstance(error, OSError):
+            return None
+        failure = Failure(CommitInDoubt, ends_transaction=True, commit_unknown=True, detail=str(error))
+    if failure.commit_unknown:
+        database.liveness.note_loss()
+        return CommitInDoubt(
+            f"database {database.name!r}: the connection was lost during COMMIT ({failure.detail}); the "
+            "transaction may or may not be durable. Read the data back before running the block again."
+        )
+    return failure.error(describe(failure, database.name, database.settings.address()))
 
 
 def _commit_postgresql(raw: Any) -> str:

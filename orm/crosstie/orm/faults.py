@@ -25,6 +25,8 @@ FAULT_POINTS: Final[frozenset[str]] = frozenset(
         "saga.branch-committed",
         "saga.home-recorded",
         "saga.home-committed",
+        # several branches, whose commits leave together
+        "joint.commits-sent",
         # one two-phase saga
         "two-phase.before-first-prepare",
         "two-phase.branch-recorded",

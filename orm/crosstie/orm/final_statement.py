@@ -6,7 +6,7 @@ so costs no round trip of its own. The server commits only where the statement w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,8 +61,24 @@ class FinalStatement:
 
             sql, parameters = self.statement.numbered(connection.dialect, self.values)
             return pipeline.execute(connection, sql, parameters, commits=True)
-        sql, parameters = self.statement.rendered(connection.dialect, self.values)
+        sql, parameters = self._compound(connection)
         raw: Any = connection.connection.dbapi_connection
         with raw.cursor() as cursor:
-            cursor.execute(f"BEGIN NOT ATOMIC {sql}; COMMIT; END", parameters)
+            cursor.execute(sql, parameters)
             return Answer((), (), cursor.rowcount)
+
+    def depart_with_commit(self, database: Database, connection: sa.Connection) -> Callable[[], Answer]:
+        """Send it and COMMIT as `run_and_commit` does, and do not wait; what is returned reads the answer."""
+        if database.kind == "postgresql":
+            from crosstie.orm import pipeline
+
+            sql, parameters = self.statement.numbered(connection.dialect, self.values)
+            return pipeline.depart(connection, sql, parameters)
+        from crosstie.orm import mysql_request
+
+        raw: Any = connection.connection.dbapi_connection
+        return mysql_request.depart(raw, *self._compound(connection))
+
+    def _compound(self, connection: sa.Connection) -> tuple[str, Sequence[Any]]:
+        sql, parameters = self.statement.rendered(connection.dialect, self.values)
+        return f"BEGIN NOT ATOMIC {sql}; COMMIT; END", parameters

@@ -18,7 +18,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import event
 
-from crosstie.orm.commit import commit_verified
+from crosstie.orm.answer import Answer
+from crosstie.orm.commit import can_depart, commit_departed, commit_verified
 from crosstie.orm.database import ENDED, Database
 from crosstie.orm.driver_errors import MappedErrors, classify, driver_exception
 from crosstie.orm.errors import DatabaseUnavailable, TransactionPoisoned
@@ -236,10 +237,7 @@ class LocalTransaction:
         CommitInDoubt the transaction is known to be rolled back.
         """
         try:
-            self.run_before_commit(final=False)
-            if self.commits_by or self._final is None or not self._final.commits_on(self.database, self.connection):
-                self.run_final()
-            self.require_healthy()
+            self.make_ready()
             self._hide()
             answer = commit_verified(
                 self.database,
@@ -252,6 +250,47 @@ class LocalTransaction:
         except BaseException:
             self.rollback()
             raise
+        self._end_committed(answer)
+
+    def make_ready(self) -> None:
+        """Run what comes before COMMIT and cannot be sent with it; after an error the transaction is still open."""
+        self.run_before_commit(final=False)
+        if self.commits_by or self._final is None or not self._final.commits_on(self.database, self.connection):
+            self.run_final()
+        self.require_healthy()
+
+    def depart(self) -> Callable[[], None] | None:
+        """Send COMMIT once it is ready, and do not wait; None where that cannot be, and then nothing was sent.
+
+        What is returned reads the answer, and either raises as `commit` does. Whoever does not read it calls `abandon`.
+        """
+        if self.commits_by or not can_depart(self.database, self.connection):
+            return None
+        self._hide()
+        try:
+            believed = commit_departed(
+                self.database, self.connection, self._root, written=self.written, final=self._final
+            )
+        except BaseException:
+            self.rollback()
+            raise
+
+        def arrive() -> None:
+            try:
+                answer = believed()
+            except BaseException:
+                self.rollback()
+                raise
+            self._end_committed(answer)
+
+        return arrive
+
+    def abandon(self) -> None:
+        """Close the connection of a transaction whose COMMIT was sent: nobody will read the answer."""
+        self.connection.invalidate()
+        self.rollback()
+
+    def _end_committed(self, answer: Answer | None) -> None:
         self.connection.info[ENDED] = True
         self._release()
         hooks = self.ledger("after_commit")

@@ -7,7 +7,7 @@ the same on libpq's functions. https://www.postgresql.org/docs/current/libpq-pip
 from __future__ import annotations
 
 import itertools
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, Final
 
 import psycopg
@@ -18,7 +18,7 @@ from psycopg.waiting import Ready, Wait
 
 from crosstie.orm.answer import Answer
 
-__all__ = ["commit", "execute", "is_possible"]
+__all__ = ["commit", "depart", "execute", "is_possible"]
 
 _Text = tuple[str, tuple[int, ...] | None]
 """Of a statement, with the types of its parameters."""
@@ -48,47 +48,92 @@ def execute(connection: sa.Connection, sql: str, parameters: Sequence[Any], *, c
     The answer is the statement's, and its `tag` that of the last command. Raises psycopg's errors: the statement's own,
     which leaves a transaction failed and open, COMMIT's own, or OperationalError where the connection was lost.
     """
-    raw: Any = connection.connection.dbapi_connection
-    transformer = Transformer(raw)
-    values = transformer.dump_sequence(parameters, [PyFormat.AUTO] * len(parameters))
-    types, formats = transformer.types, transformer.formats
-    known = _prepared_on(connection, raw)
-    name = known.get((sql, types))
-    new = name is None and raw.prepare_threshold is not None and len(known) < (raw.prepared_max or len(known) + 1)
-    if new:
-        name = b"crosstie_%d" % next(_numbers)
-
-    def send(pgconn: pq.abc.PGconn) -> None:
-        if not raw.autocommit and pgconn.transaction_status == _IDLE:
-            pgconn.send_query_params(_begin(raw), None)
-        if name is None:
-            pgconn.send_query_params(sql.encode(raw.info.encoding), values, types, formats)
-        else:
-            if new:
-                pgconn.send_prepare(name, sql.encode(raw.info.encoding), types)
-            pgconn.send_query_prepared(name, values, formats)
-        if commits:
-            pgconn.send_query_params(b"COMMIT", None)
-
+    request = _Request(connection, sql, parameters, commits=commits)
     try:
-        results = _exchange(raw, send)
+        results = _exchange(request.raw, request.send)
     except psycopg.errors.InvalidSqlStatementName:
-        known.clear()  # somebody else has deallocated it
+        request.known.clear()  # somebody else has deallocated it
         raise
-    if new and name is not None:
-        known[sql, types] = name
-    answer = results[-2 if commits else -1]
-    transformer.set_pgresult(answer)
-    description = [((answer.fname(column) or b"").decode(), answer.ftype(column)) for column in range(answer.nfields)]
-    rows = transformer.load_rows(0, answer.ntuples, tuple)
-    return Answer(rows, description, answer.command_tuples or 0, None, _tag(results))
+    return request.answer(results)
 
 
 def commit(raw: Any) -> str:
     """COMMIT, unless nothing was begun; returns the server's tag. Raises as `execute` does."""
     if raw.pgconn.transaction_status == _IDLE:
         return "COMMIT"
-    return _tag(_exchange(raw, lambda pgconn: pgconn.send_query_params(b"COMMIT", None)))
+    return _tag(_exchange(raw, _send_commit))
+
+
+def depart(connection: sa.Connection, sql: str | None, parameters: Sequence[Any]) -> Callable[[], Answer]:
+    """Send a statement, if there is one, and COMMIT, and do not wait; what is returned reads the answer, as `execute`.
+
+    Until then the connection is good for nothing else: whoever does not read the answer has to close it.
+    """
+    raw: Any = connection.connection.dbapi_connection
+    request = None if sql is None else _Request(connection, sql, parameters, commits=True)
+    _depart(raw, _send_commit if request is None else request.send)
+
+    def arrive() -> Answer:
+        try:
+            results = _arrive(raw)
+        except psycopg.errors.InvalidSqlStatementName:
+            if request is not None:
+                request.known.clear()
+            raise
+        return Answer((), (), 0, None, _tag(results)) if request is None else request.answer(results)
+
+    return arrive
+
+
+class _Request:
+    """A statement as it goes to libpq, and what its answer says."""
+
+    __slots__ = ("_commits", "_formats", "_name", "_new", "_sql", "_transformer", "_types", "_values", "known", "raw")
+
+    def __init__(self, connection: sa.Connection, sql: str, parameters: Sequence[Any], *, commits: bool) -> None:
+        raw: Any = connection.connection.dbapi_connection
+        transformer = Transformer(raw)
+        self.raw = raw
+        self.known = known = _prepared_on(connection, raw)
+        self._sql = sql
+        self._commits = commits
+        self._transformer = transformer
+        self._values = transformer.dump_sequence(parameters, [PyFormat.AUTO] * len(parameters))
+        self._types, self._formats = transformer.types, transformer.formats
+        name = known.get((sql, self._types))
+        self._new = (
+            name is None and raw.prepare_threshold is not None and len(known) < (raw.prepared_max or len(known) + 1)
+        )
+        self._name = b"crosstie_%d" % next(_numbers) if self._new else name
+
+    def send(self, pgconn: pq.abc.PGconn) -> None:
+        raw = self.raw
+        if not raw.autocommit and pgconn.transaction_status == _IDLE:
+            pgconn.send_query_params(_begin(raw), None)
+        if self._name is None:
+            pgconn.send_query_params(self._sql.encode(raw.info.encoding), self._values, self._types, self._formats)
+        else:
+            if self._new:
+                pgconn.send_prepare(self._name, self._sql.encode(raw.info.encoding), self._types)
+            pgconn.send_query_prepared(self._name, self._values, self._formats)
+        if self._commits:
+            _send_commit(pgconn)
+
+    def answer(self, results: list[pq.abc.PGresult]) -> Answer:
+        if self._new and self._name is not None:
+            self.known[self._sql, self._types] = self._name
+        answer = results[-2 if self._commits else -1]
+        transformer = self._transformer
+        transformer.set_pgresult(answer)
+        description = [
+            ((answer.fname(column) or b"").decode(), answer.ftype(column)) for column in range(answer.nfields)
+        ]
+        rows = transformer.load_rows(0, answer.ntuples, tuple)
+        return Answer(rows, description, answer.command_tuples or 0, None, _tag(results))
+
+
+def _send_commit(pgconn: pq.abc.PGconn) -> None:
+    pgconn.send_query_params(b"COMMIT", None)
 
 
 def _prepared_on(connection: sa.Connection, raw: Any) -> dict[_Text, bytes]:
@@ -124,16 +169,51 @@ def _exchange(raw: Any, send: Any) -> list[pq.abc.PGresult]:
         except BaseException:
             raw.close()  # nobody else could make sense of what is still to come on it
             raise
+    return _good(raw, results)
+
+
+def _depart(raw: Any, send: Any) -> None:
+    """The first half of `_exchange`: when it returns, everything is on its way."""
+    with raw.lock:
+        pgconn: pq.abc.PGconn = raw.pgconn
+        try:
+            pgconn.enter_pipeline_mode()
+            send(pgconn)
+            pgconn.pipeline_sync()
+            raw.wait(_flushed(pgconn))
+        except BaseException:
+            raw.close()
+            raise
+
+
+def _arrive(raw: Any) -> list[pq.abc.PGresult]:
+    """The second half."""
+    with raw.lock:
+        pgconn: pq.abc.PGconn = raw.pgconn
+        try:
+            results: list[pq.abc.PGresult] = raw.wait(_results(pgconn))
+            pgconn.exit_pipeline_mode()
+        except BaseException:
+            raw.close()
+            raise
+    return _good(raw, results)
+
+
+def _good(raw: Any, results: list[pq.abc.PGresult]) -> list[pq.abc.PGresult]:
     for result in results:
         if result.status in _FAILED:
             raise psycopg.errors.error_from_result(result, raw.info.encoding)
     return results
 
 
-def _results(pgconn: pq.abc.PGconn) -> Generator[Wait, Ready, list[pq.abc.PGresult]]:
+def _flushed(pgconn: pq.abc.PGconn) -> Generator[Wait, Ready, None]:
     while pgconn.flush():
         if (yield Wait.RW) & Ready.R:
             pgconn.consume_input()
+
+
+def _results(pgconn: pq.abc.PGconn) -> Generator[Wait, Ready, list[pq.abc.PGresult]]:
+    yield from _flushed(pgconn)
     results: list[pq.abc.PGresult] = []
     ended = False
     while True:

@@ -16,6 +16,7 @@ from crosstie.orm.connection import ConnectionManager
 from crosstie.orm.database import Database
 from crosstie.orm.errors import CommitInDoubt, CrosstieError
 from crosstie.orm.faults import fault_point
+from crosstie.orm.joint_commit import commit_together
 from crosstie.orm.local_transaction import LocalTransaction, run_after_commit
 from crosstie.sagas import doorbell, image, record, withdrawal
 from crosstie.sagas.capture import BranchRecorder, HomeRecorder, uncaptured_reasons
@@ -83,8 +84,7 @@ class BackwardRecovery(Strategy):
         committing_home = False
         try:
             fault_point("saga.before-first-commit")
-            for name in header.branches:
-                self._commit_branch(ending.transactions[name], header)
+            self._commit_branches(ending)
             ending.decide()
             fault_point("saga.home-recorded")
             committing_home = True
@@ -111,14 +111,27 @@ class BackwardRecovery(Strategy):
                 "saga %s (%r) is committed, and its locks wait for a worker: %s", header.saga_id, header.name, error
             )
 
-    def _commit_branch(self, tx: LocalTransaction, header: SagaHeader) -> None:
-        log = image.dump(withdrawal.complete_log(tx))
-        tx.conclude_with(
-            record.insertion(header, tx.database.name, "applied", undo_log=log, expiry_s=self.terms.expiry_s)
-        )
-        fault_point("saga.branch-recorded")
-        tx.commit()
-        fault_point("saga.branch-committed")
+    def _commit_branches(self, ending: Ending) -> None:
+        """Have each say how it is undone, and commit them; several at once."""
+        branches = ending.branches
+        if len(branches) > 1:
+            ending.run_hooks()  # what those of one leave in another is to be in its log
+        for tx in branches:
+            log = image.dump(withdrawal.complete_log(tx))
+            tx.conclude_with(
+                record.insertion(ending.header, tx.database.name, "applied", undo_log=log, expiry_s=self.terms.expiry_s)
+            )
+            fault_point("saga.branch-recorded")
+        if len(branches) > 1:
+            for tx in branches:
+                tx.make_ready()  # what fails here fails before the first commit
+        failed = list(commit_together(branches).values())
+        if len(failed) == 1:
+            raise failed[0]
+        if failed:
+            raise ExceptionGroup(f"{len(failed)} branches did not commit", failed)
+        for _ in branches:
+            fault_point("saga.branch-committed")
 
     def _abort(
         self, header: SagaHeader, error: Exception, restorers: list[Callable[[], None]], *, in_doubt: bool

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from crosstie.orm.connection import ConnectionManager
 from crosstie.orm.errors import CommitInDoubt, CrosstieError
 from crosstie.orm.faults import fault_point
+from crosstie.orm.joint_commit import commit_together
 from crosstie.orm.local_transaction import LocalTransaction, run_after_commit
 from crosstie.outbox.publish import KEPT
 from crosstie.sagas import doorbell, image, record
@@ -68,7 +69,7 @@ class ForwardRecovery(Strategy):
         committing_home = False
         try:
             fault_point("forward.before-home")
-            _run_hooks(ending)
+            ending.run_hooks()
             owed: list[dict[str, Any]] = []
             for name in header.branches:
                 tx = ending.transactions[name]
@@ -107,30 +108,23 @@ class ForwardRecovery(Strategy):
         """Commit the branches; those that do not are redone from home's record, now or by a worker."""
         header = ending.header
         try:
-            for tx in _branches(ending):
-                name = tx.database.name
-                try:
-                    tx.commit()
-                except CrosstieError as error:
+            failed = commit_together(ending.branches)
+            for tx in ending.branches:
+                name, error = tx.database.name, failed.get(tx)
+                if error is None:
+                    self.owed = tuple(one for one in self.owed if one != name)
+                elif isinstance(error, CrosstieError):
                     logger.warning(
                         "saga %s (%r): %r did not commit and is redone: %s", header.saga_id, header.name, name, error
                     )
                 else:
-                    self.owed = tuple(one for one in self.owed if one != name)
+                    raise error
                 fault_point("forward.branch-committed")
             if self.owed:
                 self.owed = _redone(header)
         except BaseException:
             doorbell.ring(header)
             raise
-
-
-def _run_hooks(ending: Ending) -> None:
-    """Run what hooks have left in transactions whose own had been run: home's record is to tell all of a branch."""
-    transactions = [ending.transactions[name] for name in ending.header.participants]
-    while any(tx.ledger("before_commit") for tx in transactions):
-        for tx in transactions:
-            tx.run_before_commit()
 
 
 def _redone(header: SagaHeader) -> tuple[str, ...]:
@@ -147,13 +141,9 @@ def _redone(header: SagaHeader) -> tuple[str, ...]:
     return left
 
 
-def _branches(ending: Ending) -> list[LocalTransaction]:
-    return [ending.transactions[name] for name in ending.header.branches]
-
-
 def _any_open(ending: Ending) -> bool:
     """Whether a branch's transaction still holds the record that it has inserted."""
-    return any(_holds(tx, ending.header.saga_id) for tx in _branches(ending))
+    return any(_holds(tx, ending.header.saga_id) for tx in ending.branches)
 
 
 def _holds(tx: LocalTransaction, saga_id: str) -> bool:

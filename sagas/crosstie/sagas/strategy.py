@@ -59,6 +59,18 @@ class Ending:
         """The transaction whose commit decides."""
         return self.transactions[self.header.home]
 
+    @property
+    def branches(self) -> list[LocalTransaction]:
+        """The transactions whose commit does not decide."""
+        return [self.transactions[name] for name in self.header.branches]
+
+    def run_hooks(self) -> None:
+        """Run what hooks have left in transactions whose own had been run: the logs are to tell all of the branches."""
+        transactions = [self.transactions[name] for name in self.header.participants]
+        while any(tx.ledger("before_commit") for tx in transactions):
+            for tx in transactions:
+                tx.run_before_commit()
+
     def decide(self, state: str = "committed", *, log: str = "[]", expiry_s: float = 0.0) -> None:
         """Have home's commit say that the saga commits and keeps its effects. Raises DuplicateKey, EffectLost.
 
@@ -126,7 +138,8 @@ class Strategy(ABC):
 def aborted(terms: Terms, error: BaseException, pending: tuple[str, ...] = ()) -> SagaAborted:
     """The exception for a saga that `error` has ended; `pending` are the databases in which a worker has to undo."""
     rest = f"The undo in {', '.join(pending)} is left to a worker." if pending else "Nothing of it remains."
-    cause = f"{type(error).__name__}: {error}".rstrip(".")
+    errors = error.exceptions if isinstance(error, ExceptionGroup) else (error,)
+    cause = "; and ".join(f"{type(one).__name__}: {one}".rstrip(".") for one in errors)
     return SagaAborted(
         f"saga {terms.name!r} ({terms.saga_id}) was aborted by {cause}. {rest}", saga_id=terms.saga_id, pending=pending
     )
