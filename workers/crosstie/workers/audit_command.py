@@ -33,6 +33,7 @@ from crosstie.orm.integrity import (
     AuditScope,
     AuditState,
     Finding,
+    key_text,
 )
 from crosstie.workers import presentation
 from crosstie.workers.audit import AuditReport, run_audit
@@ -328,7 +329,7 @@ def _samples(findings: Sequence[Finding]) -> Table:
     told: set[str] = set()
     for one in findings:
         row = ", ".join(f"{name}={value}" for name, value in one.child_key.items())
-        table.add_row(row, str(one.parent_key), "" if one.query in told else one.query)
+        table.add_row(row, key_text(one.parent_key), "" if one.query in told else one.query)
         told.add(one.query)
     return table
 

@@ -9,7 +9,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from crosstie.orm.integrity import AuditResult, AuditState, Finding
+from crosstie.orm.integrity import AuditResult, AuditState, Finding, key_text
 from crosstie.orm.integrity.counters import CounterResult
 from crosstie.orm.integrity.types import TypesResult
 from crosstie.orm.integrity.uniqueness import UniquenessResult
@@ -164,7 +164,7 @@ def _samples(rows: ET.Element, findings: Sequence[Finding]) -> None:
     for one in findings:
         row = _add(rows, "tr")
         _add(row, "td", ", ".join(f"{name}={value}" for name, value in one.child_key.items()))
-        _add(row, "td", str(one.parent_key))
+        _add(row, "td", key_text(one.parent_key))
         _add(_add(row, "td"), "code", "" if one.query in told else one.query)
         told.add(one.query)
 

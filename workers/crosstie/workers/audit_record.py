@@ -20,7 +20,7 @@ from crosstie.orm.clock import now_ms
 from crosstie.orm.connection import ConnectionManager
 from crosstie.orm.database import Database
 from crosstie.orm.errors import DeadlockDetected, LockTimeout, NoSuchTable
-from crosstie.orm.integrity import AuditPlan, AuditResult, AuditScope, AuditState, Finding
+from crosstie.orm.integrity import AuditPlan, AuditResult, AuditScope, AuditState, Finding, key_text, noted
 from crosstie.orm.integrity.batch import rounds
 from crosstie.outbox.noting import Notes, add_notes
 from crosstie.outbox.tables import audit_chunk, audit_key, audit_run, finding
@@ -310,7 +310,7 @@ def _close(held: RunHeld, result: AuditResult, looked_at: Notes | None) -> None:
             if looked_at is not None:
                 looked_at.take_away(connection)
             listed = {one.parent_key for one in result.findings} if result.open_keys is None else result.open_keys
-            add_notes(connection, result.reference, map(str, listed))
+            add_notes(connection, result.reference, map(noted, listed))
         audit_chunks.forget(connection, run_id, result.reference)
         _forget_old_runs(connection, result.reference)
 
@@ -407,7 +407,7 @@ def _row(run_id: str, reference: str, one: Finding) -> dict[str, Any]:
         "run_id": run_id,
         "reference": reference,
         "child_key": _fitting(key, finding.c.child_key),
-        "parent_key": _fitting(str(one.parent_key), finding.c.parent_key),
+        "parent_key": _fitting(key_text(one.parent_key), finding.c.parent_key),
         "kind": "orphan",
     }
 

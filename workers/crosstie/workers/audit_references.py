@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
@@ -53,7 +54,8 @@ def known_reference(name: str) -> AuditedReference | None:
 def reflected_reference(text: str) -> AuditedReference:
     """The reference of "legacy.orders.user_id -> main.users.id", whose tables are read from the databases.
 
-    An end is the name of a connection, a schema if need be, a table and a column; parents may be in several databases:
+    An end is the name of a connection, a schema if need be, a table and a column, or several:
+    "legacy.parcels.(order_id, shop_id) -> main.orders.(id, shop_id)". Parents may be in several databases:
     "{main_eu, main_us}.users.id". Of a polymorphic reference the child says of which type:
     "legacy.notes.subject_id[subject_type=Post]". Raises UnknownReference for a text that is none, UnknownConnection,
     NoSuchTable, DatabaseUnavailable.
@@ -65,6 +67,11 @@ def reflected_reference(text: str) -> AuditedReference:
         )
     of_child = _reflected_child(child.strip(), text)
     first, *others = (reflected_end(end, text) for end in spread(parent.strip(), text))
+    if len(of_child.columns) != len(first.columns):
+        raise UnknownReference(
+            f"expected as many columns in {first} as in {of_child}, and found {len(first.columns)} and "
+            f"{len(of_child.columns)} in {text!r}."
+        )
     made = AuditedReference.between(of_child, first)
     return replace(made, name=_spelt(text), others=tuple(others)) if others else made
 
@@ -122,20 +129,27 @@ def spread(end: str, text: str) -> list[str]:
 
 def _spelt(text: str) -> str:
     child, _, parent = text.partition("->")
-    return f"{child.strip()} -> {parent.strip()}"
+    spelt = f"{child.strip()} -> {parent.strip()}"
+    return re.sub(r"\(([^)]*)\)", lambda listed: f"({', '.join(map(str.strip, listed[1].split(',')))})", spelt)
 
 
 def reflected_end(end: str, text: str) -> Endpoint:
-    """The column of "legacy.orders.user_id", or of one with a schema; `text` is for errors.
+    """The column of "legacy.orders.user_id", or of one with a schema, or the columns of "legacy.t.(a, b)".
+
+    `text` is for errors.
 
     Raises UnknownReference, UnknownConnection, NoSuchTable, DatabaseUnavailable.
     """
-    parts = end.split(".")
-    if len(parts) not in {3, 4} or not all(parts):
+    table_of, opened, listed = end.removesuffix(")").partition(".(")
+    names = [name.strip() for name in listed.split(",")] if opened else []
+    parts = [*table_of.split("."), names[0]] if names else end.split(".")
+    if len(parts) not in {3, 4} or not all([*parts, *names]) or len(set(names)) < len(names):
         raise UnknownReference(
-            f"expected connection.table.column or connection.schema.table.column, and found {end!r} in {text!r}."
+            f"expected connection.table.column or connection.schema.table.column, or several as .(a, b), and found "
+            f"{end!r} in {text!r}."
         )
     connection_name, *schema, table_name, column_name = parts
+    names = names or [column_name]
     database = ConnectionManager.get(connection_name)
     of_schema = schema[0] if schema else None
     with database.mapped_errors(), database.autocommit.connect() as connection:
@@ -145,12 +159,14 @@ def reflected_end(end: str, text: str) -> Endpoint:
                 f"{text!r}, and found none."
             )
         table = sa.Table(table_name, sa.MetaData(), schema=of_schema, autoload_with=connection, resolve_fks=False)
-    if column_name not in table.c:
-        raise NoSuchTable(
-            f"database {connection_name!r}: expected a column {column_name!r} in table {table_name!r}, for {text!r}."
-            f"{nearest(column_name, [column.name for column in table.c])}"
-        )
-    return Endpoint(connection_name, table, table.c[column_name])
+    for name in names:
+        if name not in table.c:
+            raise NoSuchTable(
+                f"database {connection_name!r}: expected a column {name!r} in table {table_name!r}, for {text!r}."
+                f"{nearest(name, [column.name for column in table.c])}"
+            )
+    first, *more = (table.c[name] for name in names)
+    return Endpoint(connection_name, table, first, more=tuple(more))
 
 
 def _named(name: str) -> AuditedReference:

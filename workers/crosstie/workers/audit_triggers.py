@@ -82,6 +82,8 @@ def noting_of(reference: AuditedReference) -> Noting:
 
 def _why_not(reference: AuditedReference) -> str | None:
     """Why triggers cannot note every change, if so."""
+    if reference.child.is_composite:
+        return f"the keys of {reference.child} have several columns, and a note has one"
     if reference.child.of_type is not None:
         return f"{reference.child} has rows of one type, and a trigger on the key is not told that a type has changed"
     if not tells_of_deletes(reference):

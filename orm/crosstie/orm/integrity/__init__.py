@@ -20,9 +20,10 @@ from crosstie.orm.integrity.findings import (
     Finding,
     Key,
     ProgressListener,
+    key_text,
 )
 from crosstie.orm.integrity.judgement import FINDING_LIMIT
-from crosstie.orm.integrity.keys import audit_keys, tells_of_deletes
+from crosstie.orm.integrity.keys import audit_keys, noted, tells_of_deletes
 from crosstie.orm.integrity.part import part_of_plan
 from crosstie.orm.integrity.plan import AuditPlan, ChunkResult, KeyRange, Strategy
 from crosstie.orm.integrity.planner import plan_audit
@@ -57,6 +58,8 @@ __all__ = [
     "audit_keys",
     "audit_reference",
     "conclude_audit",
+    "key_text",
+    "noted",
     "part_of_plan",
     "plan_audit",
     "tells_of_deletes",

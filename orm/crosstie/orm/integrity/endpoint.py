@@ -29,16 +29,35 @@ class OfType:
 
 @dataclass(frozen=True)
 class Endpoint:
-    """One end of a reference: a column of a table behind a connection name; of a child, maybe only rows of a type."""
+    """One end of a reference: a column of a table behind a connection name; of a child, maybe only rows of a type.
+
+    `more` are the other columns of a key that has several.
+    """
 
     connection: str
     table: sa.Table
     column: sa.Column[Any]
     of_type: OfType | None = None
+    more: tuple[sa.Column[Any], ...] = ()
 
     def __str__(self) -> str:
         of_type = "" if self.of_type is None else f"[{self.of_type.column.name}={self.of_type.value}]"
-        return f"{self.connection}.{self.table.fullname}.{self.column.name}{of_type}"
+        names = ", ".join(column.name for column in self.columns)
+        return f"{self.connection}.{self.table.fullname}.{f'({names})' if self.more else names}{of_type}"
+
+    @property
+    def columns(self) -> tuple[sa.Column[Any], ...]:
+        """All columns of the key."""
+        return (self.column, *self.more)
+
+    @property
+    def is_composite(self) -> bool:
+        """Whether a key has several columns."""
+        return bool(self.more)
+
+    def part(self, number: int) -> Endpoint:
+        """One of the columns, by itself."""
+        return Endpoint(self.connection, self.table, self.columns[number])
 
     @property
     def conditions(self) -> tuple[sa.ColumnElement[bool], ...]:

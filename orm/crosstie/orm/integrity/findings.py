@@ -17,10 +17,16 @@ __all__ = [
     "Finding",
     "Key",
     "ProgressListener",
+    "key_text",
 ]
 
-Key = int | str | uuid.UUID
-"""A key as Python compares it, however its database stores it."""
+Key = int | str | uuid.UUID | tuple[int | str | uuid.UUID, ...]
+"""A key as Python compares it, however its database stores it; of several columns, their parts."""
+
+
+def key_text(key: Key) -> str:
+    """A key for people: (7, a-1) for one of several columns."""
+    return f"({', '.join(map(str, key))})" if isinstance(key, tuple) else str(key)
 
 
 class AuditState(StrEnum):

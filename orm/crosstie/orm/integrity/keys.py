@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterable
 from typing import Final, Unpack
 
@@ -13,9 +14,10 @@ from crosstie.orm.integrity.endpoint import AuditedReference
 from crosstie.orm.integrity.errors import UnexpectedKey
 from crosstie.orm.integrity.findings import AuditPhase, AuditResult, AuditScope, AuditState, Key
 from crosstie.orm.integrity.judgement import Judgement, JudgementOptions
+from crosstie.orm.integrity.plan import value_document, value_of
 from crosstie.orm.integrity.storage import KeyKind, KeyStorage
 
-__all__ = ["audit_keys", "tells_of_deletes"]
+__all__ = ["audit_keys", "noted", "tells_of_deletes"]
 
 _KEYS_PER_ROUND: Final = 5_000
 
@@ -78,8 +80,18 @@ def audit_keys(
     )
 
 
+def noted(key: Key) -> str:
+    """The text by which `audit_keys` takes a key."""
+    return json.dumps(value_document(key)) if isinstance(key, tuple) else str(key)
+
+
 def _key(storage: KeyStorage, text: str) -> Key:
-    """The key of a text, which for integers is no raw value. Raises UnexpectedKey."""
+    """The key of a text, which for integers is no raw value; of several columns, it is JSON. Raises UnexpectedKey."""
+    if storage.kind is KeyKind.COMPOSITE:
+        key = value_of(json.loads(text))
+        if not isinstance(key, tuple):
+            raise UnexpectedKey(f"expected keys of several columns, found {text!r}")
+        return key
     if storage.kind is not KeyKind.INTEGER:
         return storage.key(text)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -44,13 +45,20 @@ class OrphanQuery:
             condition = child.of_type.condition()
             written = condition.compile(dialect=self._dialect, compile_kwargs={"literal_binds": True})
             self._of_type = f" AND {written}"
-        self._start = f"SELECT * FROM {table} WHERE {table}.{preparer.format_column(child.column)}"  # noqa: S608 - quoted
+        self._start = f"SELECT * FROM {table} WHERE "  # noqa: S608 - quoted
+        self._columns = [f"{table}.{preparer.format_column(column)}" for column in child.columns]
 
     def of(self, key: Key) -> str:
         """What shows every row of an orphaned key in the child's database."""
-        written = [self._literal(raw) for raw in self._storage.spellings(key)]
-        equals = f"= {written[0]}" if len(written) == 1 else f"IN ({', '.join(written)})"
-        return f"{self._start} {equals}{self._of_type};"
+        spelt = self._storage.spellings(key)
+        raws = zip(*spelt, strict=True) if isinstance(key, tuple) else (spelt,)
+        pairs = zip(self._columns, raws, strict=True)
+        equal = (self._equal(column, tuple(dict.fromkeys(one))) for column, one in pairs)
+        return f"{self._start}{' AND '.join(equal)}{self._of_type};"
+
+    def _equal(self, column: str, raws: Sequence[Any]) -> str:
+        written = [self._literal(raw) for raw in raws]
+        return f"{column} = {written[0]}" if len(written) == 1 else f"{column} IN ({', '.join(written)})"
 
     def _literal(self, raw: Any) -> str:
         if isinstance(raw, int):

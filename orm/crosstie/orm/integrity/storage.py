@@ -35,6 +35,7 @@ class KeyKind(StrEnum):
     INTEGER = "integer"
     UUID = "uuid"
     TEXT = "text"
+    COMPOSITE = "composite"
 
 
 class KeyStorage(Protocol):

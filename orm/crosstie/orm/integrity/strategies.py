@@ -34,6 +34,7 @@ _SCANS: Final[Mapping[KeyKind, Mapping[Strategy, Callable[[Ends], KeyScan]]]] = 
     KeyKind.INTEGER: _INTEGER_SCANS,
     KeyKind.UUID: {Strategy.FETCH: PlainScan, Strategy.PACKED: PackedUuidScan},
     KeyKind.TEXT: {Strategy.FETCH: TextScan},
+    KeyKind.COMPOSITE: {Strategy.FETCH: TextScan},
 }
 
 

@@ -57,7 +57,7 @@ class Suspicion:
             # A deleted row's other columns are gone, and a wide `=` matches keys that are spelt otherwise.
             parent_key_is_enough=storage.equality is not Equality.WIDE
             and storage.spells_keys
-            and [one.name for one in end.primary_key] == [end.column.name],
+            and [one.name for one in end.primary_key] == [one.name for one in end.columns],
         )
 
     @classmethod
@@ -83,7 +83,8 @@ class Suspicion:
         """Whether a saga has the parent of this key in its hands, there or just deleted."""
         if not self.parent_rows:
             return False
-        return not self.parent_key_is_enough or (spell(key),) in self.parent_rows
+        parts = key if isinstance(key, tuple) else (key,)
+        return not self.parent_key_is_enough or tuple(map(spell, parts)) in self.parent_rows
 
 
 def _rows_of(end: Endpoint, touched: Collection[tuple[str, tuple[str, ...]]]) -> frozenset[tuple[str, ...]]:

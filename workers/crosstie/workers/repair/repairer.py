@@ -88,6 +88,11 @@ def repair_reference(
         progress=progress,
         finding_limit=cap.rows,
     )
+    if policy is not Policy.REPORT and reference.child.is_composite:
+        raise RepairRefused(
+            f"{reference.name}: nothing is repaired: its keys have {len(reference.child.columns)} columns, and a "
+            "repair knows those of one. Expected the policy report."
+        )
     if policy is Policy.REPORT:
         return RepairReport(None, policy, found, _planned(found))
     ends = None if found.state is AuditState.INCOMPLETE else columns_of(reference)
