@@ -336,14 +336,14 @@ def pair(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.storm
-@pytest.mark.timeout(3600 if LONG else 120)
+@pytest.mark.timeout(4 * 3600 if LONG else 240)
 def test_every_saga_takes_place_wholly_or_not_at_all_as_its_caller_was_told(pair: Pair) -> None:
     """Money is conserved, no lock is left, and no half of a saga survives the sweeps."""
     machine = type("Play", (Machine,), {"pair": pair})
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=400 if LONG else 8,
+            max_examples=200 if LONG else 8,
             stateful_step_count=20 if LONG else 8,
             deadline=None,
             derandomize=not LONG,
