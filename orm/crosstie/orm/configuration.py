@@ -230,7 +230,8 @@ class AuditSettings(_Section):
     everything look for what sagas have left over. A chunk of a run aims at
     `chunk_s` and is held under a lease of `lease_s`; at most `concurrency` chunks read one database at once, and none
     begins while it has more than `max_running` running statements or a replica of it lags more than `max_lag_s` (None:
-    no limit). By `changes_schedule` only what has changed is looked at, and everything once that is `full_every_s` ago
+    no limit). No statement of an audit runs longer than `statement_timeout_s` on a server (None: no limit). By
+    `changes_schedule` only what has changed is looked at, and everything once that is `full_every_s` ago
     (None: never); by `parts_schedule` the next of about `parts` parts is read. Runs older than `retention_s` are
     forgotten, but for the last one of each reference.
     """
@@ -252,6 +253,7 @@ class AuditSettings(_Section):
     chunk_s: Annotated[float, Field(gt=0, le=3600)] = 0.5
     lease_s: Annotated[float, Field(gt=0, le=86_400)] = 60.0
     concurrency: Annotated[int, Field(ge=1, le=64)] = 2
+    statement_timeout_s: Annotated[float, Field(ge=0.001, le=86_400)] | None = 300.0
     max_running: Annotated[int, Field(ge=1)] | None = 100
     max_lag_s: Annotated[float, Field(gt=0)] | None = 30.0
 

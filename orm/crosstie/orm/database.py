@@ -23,6 +23,7 @@ from crosstie.orm.driver_errors import MappedErrors
 from crosstie.orm.liveness import Liveness
 from crosstie.orm.lock_wait import watch_sessions
 from crosstie.orm.prepared import Prepared
+from crosstie.orm.statement_limit import watch_statements
 
 __all__ = ["Capabilities", "Database"]
 
@@ -192,6 +193,8 @@ class Database:
         if not autocommit:
             _reset_unless_ended(engine)
         self.liveness.watch(engine)
+        if autocommit:
+            watch_statements(engine, self.kind)
         if not autocommit and self.capabilities.bounds_lock_waits == "session":
             watch_sessions(engine)
         for listener in self.on_engine:

@@ -23,6 +23,7 @@ from crosstie.orm.integrity import (
     audit_reference,
 )
 from crosstie.orm.reference import Reference
+from crosstie.orm.statement_limit import limited_statements
 from crosstie.workers.audit_copies import audit_copies
 from crosstie.workers.audit_counters import audit_counters, declared_counters
 from crosstie.workers.audit_intent import Intent, intend
@@ -73,27 +74,28 @@ def run_audit(
     is INCOMPLETE in the report and keeps no other from being audited. Raises UnknownReference, and what resolving the
     declared relations raises.
     """
-    wanted = select_references(chosen, include_local=include_local)
     settings = ConnectionManager.settings().audit
     run = _Run(chunk_size or settings.chunk_size, progress, scope, parts or settings.parts)
     started_at, start = datetime.now(UTC), time.monotonic()
-    results = tuple(run.audit(reference) for reference in wanted)
-    compared = None if chosen is None else {one.name for one in wanted}
-    full = scope is AuditScope.FULL
-    copies = audit_copies(compared) if full else ()
-    columns = unique if unique is not None else settings.unique if chosen is None and full else ()
-    duplicates = audit_unique(columns, page_size=run.chunk_size, suspects=run.touched, progress=progress)
-    given = counters if counters is not None else settings.counters if chosen is None and full else ()
-    counted = audit_counters(
-        [*(declared_counters(compared) if full else ()), *given],
-        run.run_id,
-        page_size=run.chunk_size,
-        touched=run.touched,
-        progress=progress,
-    )
-    types = audit_type_columns(wanted, suspects=run.touched)
-    looks = leftovers if leftovers is not None else settings.leftovers and chosen is None
-    left = audit_leftovers(run.run_id) if looks else ()
+    with limited_statements(settings.statement_timeout_s):
+        wanted = select_references(chosen, include_local=include_local)
+        results = tuple(run.audit(reference) for reference in wanted)
+        compared = None if chosen is None else {one.name for one in wanted}
+        full = scope is AuditScope.FULL
+        copies = audit_copies(compared) if full else ()
+        columns = unique if unique is not None else settings.unique if chosen is None and full else ()
+        duplicates = audit_unique(columns, page_size=run.chunk_size, suspects=run.touched, progress=progress)
+        given = counters if counters is not None else settings.counters if chosen is None and full else ()
+        counted = audit_counters(
+            [*(declared_counters(compared) if full else ()), *given],
+            run.run_id,
+            page_size=run.chunk_size,
+            touched=run.touched,
+            progress=progress,
+        )
+        types = audit_type_columns(wanted, suspects=run.touched)
+        looks = leftovers if leftovers is not None else settings.leftovers and chosen is None
+        left = audit_leftovers(run.run_id) if looks else ()
     seconds = time.monotonic() - start
     report = AuditReport(
         run.run_id, started_at, seconds, results, run.unrecorded, copies, duplicates, left, counted, types

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -28,11 +28,12 @@ from crosstie.orm.integrity import (
     audit_chunk,
     conclude_audit,
 )
+from crosstie.orm.statement_limit import limited_statements
 from crosstie.workers import audit_chunks, tick
 from crosstie.workers.audit_chunks import Claim
 from crosstie.workers.audit_listeners import tell_of_audit
 from crosstie.workers.audit_notes import RunNotes, end_run, look_at_notes
-from crosstie.workers.audit_record import RunHeld, open_runs, renew_run, take_over
+from crosstie.workers.audit_record import OpenRun, RunHeld, open_runs, renew_run, take_over
 from crosstie.workers.audit_references import known_reference
 from crosstie.workers.audit_report import AuditReport
 from crosstie.workers.audit_sagas import TouchedBySagas
@@ -184,6 +185,11 @@ def help_audits(database_name: str, *, owner: str) -> bool:
     runs = open_runs(database)
     if not runs:
         return False
+    with limited_statements(settings.statement_timeout_s):
+        return _help(runs, database, settings, owner)
+
+
+def _help(runs: Sequence[OpenRun], database: Database, settings: AuditSettings, owner: str) -> bool:
     worked = False
     for run in runs:
         reference, suspects = known_reference(run.reference), TouchedBySagas()

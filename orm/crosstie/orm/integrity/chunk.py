@@ -6,13 +6,13 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Final, Unpack
 
-from crosstie.orm.errors import CrosstieError
+from crosstie.orm.errors import CrosstieError, StatementTimeout
 from crosstie.orm.integrity.endpoint import AuditedReference
 from crosstie.orm.integrity.findings import AuditPhase, Key
 from crosstie.orm.integrity.judgement import Judgement, JudgementOptions
 from crosstie.orm.integrity.pipeline import Compared, compared_pages
 from crosstie.orm.integrity.plan import AuditPlan, ChunkResult, KeyRange, Strategy
-from crosstie.orm.integrity.scan import Ends, ScanFactory
+from crosstie.orm.integrity.scan import Ends, KeyScan, ScanFactory
 from crosstie.orm.integrity.storage import Raw
 from crosstie.orm.integrity.strategies import choose_scan
 from crosstie.orm.integrity.tiling import Tile, sum_known
@@ -21,6 +21,10 @@ __all__ = ["audit_chunk"]
 
 _TOGETHER: Final = 1_000
 """Candidates that are judged at once."""
+_SMALLER: Final = 8
+"""After a statement that took too long, pages have so many times fewer keys,"""
+_SMALLEST: Final = 500
+"""and never fewer than these: then it is not the page that takes long."""
 _AT_MOST_S: Final = 5.0
 """Seconds that a candidate waits for others, at most until the next page is compared."""
 
@@ -36,6 +40,7 @@ def audit_chunk(
 ) -> ChunkResult:
     """Audit the keys of one chunk, or as many of them as `budget_s` seconds allow, one page at least.
 
+    Where the server cancels a statement because it takes too long, what is left is read in smaller pages.
     `progress` is told before each page how many keys of the chunk are done. What it raises ends the chunk and goes to
     the caller; whatever the databases answer is told by the result.
     """
@@ -44,26 +49,18 @@ def audit_chunk(
     judged = _Judged(chunk.lo)
     ends_at_s = None if budget_s is None else clock_s() + budget_s
     reason: CrosstieError | None = None
+    page_size = plan.page_size
     try:
         child, parent = judgement.columns
         judgement.tell(AuditPhase.SCANNING)
         expected_keys = plan.keys // max(len(plan.chunks), 1)
-        strategy = scan(Ends(child, parent, chunk.hi, plan.page_size, expected_keys), plan.strategy)
-        waiting = _Waiting(judgement, judged)
-        try:
-            with closing(compared_pages(strategy, chunk, judgement.confirmation.now)) as pages:
-                for page in pages:
-                    waiting.add(page)
-                    judgement.keys += page.tile.keys
-                    reached = page.tile.hi
-                    if reached == chunk.hi or (
-                        reached != chunk.lo and ends_at_s is not None and clock_s() >= ends_at_s
-                    ):
-                        break
-                    judgement.tell(AuditPhase.SCANNING)
-        except CrosstieError as error:
-            reason = error
-        waiting.judge()
+        while True:
+            scanning = scan(Ends(child, parent, chunk.hi, page_size, expected_keys), plan.strategy)
+            reason = _scan(scanning, KeyRange(judged.reached, chunk.hi), judgement, judged, ends_at_s)
+            smaller = _smaller(page_size, plan.strategy) if isinstance(reason, StatementTimeout) else None
+            if smaller is None:
+                break
+            page_size = smaller
     except CrosstieError as error:
         reason = reason or error
     return ChunkResult(
@@ -77,9 +74,47 @@ def audit_chunk(
         deferred_keys=tally.deferred_keys,
         deferred_rows=tally.deferred_rows,
         held=tuple(judgement.held),
-        reason=None if reason is None else str(reason),
+        reason=None if reason is None else _told(reason, page_size),
         retryable=reason is not None and reason.retryable,
     )
+
+
+def _scan(
+    scanning: KeyScan, left: KeyRange, judgement: Judgement, judged: _Judged, ends_at_s: float | None
+) -> CrosstieError | None:
+    """Read what is left of a chunk, and judge what is missing; what stopped it, if anything did."""
+    waiting, reason = _Waiting(judgement, judged), None
+    try:
+        with closing(compared_pages(scanning, left, judgement.confirmation.now)) as pages:
+            for page in pages:
+                waiting.add(page)
+                judgement.keys += page.tile.keys
+                reached = page.tile.hi
+                in_time = ends_at_s is None or judgement.clock_s() < ends_at_s
+                if reached == left.hi or (reached != left.lo and not in_time):
+                    break
+                judgement.tell(AuditPhase.SCANNING)
+    except CrosstieError as error:
+        reason = error
+    waiting.judge()
+    judgement.keys = judged.keys
+    return reason
+
+
+def _told(reason: CrosstieError, page_size: int) -> str:
+    if not isinstance(reason, StatementTimeout):
+        return str(reason)
+    return (
+        f"{reason} Pages had {page_size:,} keys by then. Raise audit.statement_timeout_s, give the foreign key an "
+        "index, or audit when nobody holds locks on these tables."
+    )
+
+
+def _smaller(page_size: int, strategy: Strategy) -> int | None:
+    """The size of pages that are read after one has taken too long; None where less would not help."""
+    if strategy is Strategy.BITMAP or page_size <= _SMALLEST:
+        return None
+    return max(page_size // _SMALLER, _SMALLEST)
 
 
 @dataclass

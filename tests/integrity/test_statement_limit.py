@@ -1,0 +1,144 @@
+"""No statement of an audit runs for ever: the server cancels it, less is asked for, and at last it is said."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from bench.databases import Pair, TestDatabase
+from crosstie.orm import ConnectionManager
+from crosstie.orm.database import Database
+from crosstie.orm.errors import StatementTimeout
+from crosstie.orm.integrity import AuditPhase, AuditProgress, AuditState, Strategy, audit_chunk, plan_audit
+from crosstie.orm.integrity.scan import Ends, KeyScan, Page
+from crosstie.orm.integrity.strategies import choose_scan
+from crosstie.orm.statement_limit import limited_statements
+from crosstie.workers.audit import run_audit
+from integrity.blog import Blog
+from integrity.tables import Linked, orphans
+
+SERVED = pytest.mark.parametrize(
+    "pair", [("postgresql", "mariadb"), ("mariadb", "postgresql")], indirect=True, ids="-".join
+)
+ONE = pytest.mark.parametrize("pair", [("sqlite", "sqlite")], indirect=True, ids="-".join)
+LIMIT_S = 0.3
+READ = {
+    "postgresql": "SELECT CAST(setting AS INTEGER) / 1000.0 FROM pg_settings WHERE name = 'statement_timeout'",
+    "mariadb": "SELECT @@SESSION.max_statement_time",
+}
+
+
+def limit_of(database: Database) -> float:
+    """Seconds that a statement may take now; 0: no limit."""
+    return float(database.rows(sa.text(READ[database.kind]))[0][0])
+
+
+@SERVED
+def test_a_connection_has_the_limit_that_its_block_wants(configured: Pair) -> None:
+    """And none, once somebody else takes it; a shorter one of the connection's own configuration stays."""
+    for name, one in configured.by_name.items():
+        database = ConnectionManager.get(name)
+        assert limit_of(database) == 0
+        with limited_statements(7.5):
+            assert limit_of(database) == 7.5
+            with limited_statements(None):
+                assert limit_of(database) == 0
+            assert limit_of(database) == 7.5
+        assert limit_of(database) == 0
+        options = (
+            {"options": "-c timezone=UTC -c statement_timeout=3000"}
+            if one.kind == "postgresql"
+            else {"init_command": "SET SESSION max_statement_time = 3"}
+        )
+        ConnectionManager.configure(configured.configuration | {"own": one.config | {"options": options}})
+        own = ConnectionManager.get("own")
+        for wanted, expected in ((7.5, 3), (2.0, 2), (None, 3)):
+            with limited_statements(wanted):
+                assert limit_of(own) == expected
+        ConnectionManager.configure(configured.configuration)
+
+
+@contextmanager
+def locked(database: TestDatabase) -> Iterator[None]:
+    """Nobody can read the users meanwhile."""
+    statement = (
+        "LOCK TABLE users IN ACCESS EXCLUSIVE MODE" if database.kind == "postgresql" else "LOCK TABLES users WRITE"
+    )
+    with database.connect() as connection, connection.cursor() as cursor:
+        cursor.execute("BEGIN") if database.kind == "postgresql" else None
+        cursor.execute(statement)
+        try:
+            yield
+        finally:
+            connection.rollback()
+            if database.kind == "mariadb":
+                cursor.execute("UNLOCK TABLES")
+
+
+@SERVED
+def test_a_statement_that_takes_too_long_makes_the_audit_incomplete(world: Linked) -> None:
+    """Here it waits for a lock that nobody gives back; never OK, and tried again by whoever comes later."""
+    world.register([1])
+    world.post([(1, 1), (2, 2)])
+    plan = plan_audit(world.reference)
+    (chunk,) = plan.chunks
+    with locked(world.parent), limited_statements(LIMIT_S):
+        result = audit_chunk(world.reference, plan, chunk)
+    assert (result.covered.is_empty, result.retryable, result.orphan_keys) == (True, True, 0)
+    assert "Pages had 500 keys by then. Raise audit.statement_timeout_s" in (result.reason or "")
+    assert orphans(world.audit()) == {2: 2}
+
+
+@SERVED
+def test_the_setting_holds_for_an_audit(configured: Pair, blog: Blog, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In every database, and not after it."""
+    monkeypatch.setenv("CROSSTIE_AUDIT__STATEMENT_TIMEOUT_S", "77")
+    ConnectionManager.configure(configured.configuration)
+    user = blog.user().save()
+    blog.post(user_id=user.id).save()
+    seen: set[float] = set()
+
+    def look(step: AuditProgress) -> None:
+        if step.phase is AuditPhase.SCANNING:
+            seen.update(limit_of(ConnectionManager.get(name)) for name in configured.by_name)
+
+    assert run_audit(progress=look).results[0].state is AuditState.OK
+    assert seen == {77.0}
+    assert [limit_of(ConnectionManager.get(name)) for name in configured.by_name] == [0, 0]
+
+
+@ONE
+def test_pages_that_take_too_long_are_read_in_smaller_ones(world: Linked) -> None:
+    """From where the last one ended; nothing is left out, and nothing is counted twice."""
+    world.register(range(0, 3000, 3))
+    world.post((key, key) for key in range(3000))
+    sizes: list[int] = []
+
+    class Slow:
+        """A scan whose second page is too much, unless it is small."""
+
+        def __init__(self, ends: Ends, strategy: Strategy) -> None:
+            self.scan: KeyScan = choose_scan(ends, strategy)
+            self.pages = 0
+            self.size = ends.page_size
+            sizes.append(ends.page_size)
+
+        def read(self, after: Any) -> Page:
+            self.pages += 1
+            if self.size > 125 * 8 and self.pages > 1:
+                raise StatementTimeout("the statement took too long")
+            return self.scan.read(after)
+
+        def missing(self, page: Page) -> Any:
+            return self.scan.missing(page)
+
+    plan = plan_audit(world.reference, page_size=1001)
+    (chunk,) = plan.chunks
+    result = audit_chunk(world.reference, plan, chunk, scan=Slow)
+    assert (sizes, result.reason, result.keys, result.rows) == ([1001, 500], None, 3000, 3000)
+    assert result.orphan_keys == 2000
+    assert result.covered == chunk
