@@ -35,9 +35,10 @@ def plant(blog: Blog, orphans: int = 2) -> None:
 
 
 def recorded_runs(pair: Pair) -> list[tuple[Any, ...]]:
-    """(run_id, reference, state, rows_checked, findings) of every run, oldest first."""
+    """(run_id, reference, state, rows_checked, findings) of every run of a reference, oldest first."""
     return pair.second.rows(
-        "SELECT run_id, reference, state, rows_checked, findings FROM crosstie_audit_run ORDER BY started_at_ms, run_id"
+        "SELECT run_id, reference, state, rows_checked, findings FROM crosstie_audit_run"
+        " WHERE reference <> 'sagas' ORDER BY started_at_ms, run_id"
     )
 
 
@@ -55,7 +56,7 @@ def test_a_run_finds_records_and_reports_the_same(configured: Pair, blog: Blog) 
         ("[5]", "901", "orphan"),
     ]
     assert configured.second.scalar("SELECT count(*) FROM crosstie_audit_run WHERE finished_at_ms >= started_at_ms")
-    assert configured.first.scalar("SELECT count(*) FROM crosstie_audit_run") == 0
+    assert configured.first.scalar("SELECT count(*) FROM crosstie_audit_run WHERE reference <> 'sagas'") == 0
 
 
 def test_the_query_of_a_finding_shows_its_rows(configured: Pair, blog: Blog) -> None:

@@ -199,7 +199,9 @@ def test_a_run_that_another_superseded_ends_without_an_answer(configured_crash_p
     with armed("audit.chunk-committed", lambda: inner.append(run_audit(chunk_size=5).results[0].state), nth=3):
         outer = run_audit(chunk_size=5).results[0]
     assert (inner, outer.state) == ([AuditState.FINDINGS], AuditState.INCOMPLETE)
-    states = configured_crash_pair.second.rows("SELECT state FROM crosstie_audit_run ORDER BY state")
+    states = configured_crash_pair.second.rows(
+        "SELECT state FROM crosstie_audit_run WHERE reference <> 'sagas' ORDER BY state"
+    )
     assert states == [("findings",), ("incomplete",)]
 
 
