@@ -105,7 +105,7 @@ def plan_audit(
             child_skips=skips(child.database.kind),
             child_is_pageable=can_be_paged(child.end),
             both_pack=child.packs and parent.packs,
-            narrow=child.storage.is_native and parent.storage.is_native and last in INT64,
+            narrow=child.storage.is_native and parent.storage.is_native and isinstance(last, int) and last in INT64,
         )
     )
     if strategy is not None and strategy is not chosen:
