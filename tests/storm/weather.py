@@ -16,7 +16,7 @@ from bench.private_servers import PrivateServer
 from bench.processes import Child, lives
 from bench.proxy import Ears, Moment, Proxy
 
-__all__ = ["LONGEST_STOP_S", "Crew", "Weather"]
+__all__ = ["LONGEST_STOP_S", "Crew", "Weather", "children_of", "send"]
 
 LONGEST_STOP_S: Final = 2.0
 LONGEST_CUT_S: Final = 0.5
@@ -111,29 +111,29 @@ class Weather:
         return self._stop(_group(self._choose.choice(self._workers.members).pid), "worker")
 
     def _stop_producer(self) -> str:
-        return self._stop(self._choose.sample(_children(self._mill), 1), "producer")
+        return self._stop(self._choose.sample(children_of(self._mill), 1), "producer")
 
     def _stop(self, pids: Sequence[int], what: str) -> str:
         if self._asleep.intersection(pids):
             return "nothing"
         self._asleep.update(pids)
-        _send(pids, signal.SIGSTOP)
+        send(pids, signal.SIGSTOP)
 
         def go_on() -> None:
             self._asleep.difference_update(pids)
-            _send(pids, signal.SIGCONT)
+            send(pids, signal.SIGCONT)
 
         self._later((0.05, LONGEST_STOP_S), go_on)
         return f"SIGSTOP of a {what}"
 
     def _kill_producer(self) -> str:
-        _send(self._choose.sample(_children(self._mill), 1), signal.SIGKILL)
+        send(self._choose.sample(children_of(self._mill), 1), signal.SIGKILL)
         return "SIGKILL of a producer"
 
     def _kill_part(self) -> str:
         """A worker's sweeper, the sweeper's keeper, or a process of its pool."""
-        others = _children(self._choose.choice(self._workers.members))
-        _send(others and [self._choose.choice(others)], signal.SIGKILL)
+        others = children_of(self._choose.choice(self._workers.members))
+        send(others and [self._choose.choice(others)], signal.SIGKILL)
         return "SIGKILL of a worker's child"
 
     def _kill_worker(self) -> str:
@@ -199,11 +199,13 @@ def _group(leader: int) -> list[int]:
     return sorted(found)
 
 
-def _children(member: Child) -> list[int]:
+def children_of(member: Child) -> list[int]:
+    """The living processes of its group but itself."""
     return [pid for pid in _group(member.pid) if pid != member.pid]
 
 
-def _send(pids: Iterable[int], number: signal.Signals) -> None:
+def send(pids: Iterable[int], number: signal.Signals) -> None:
+    """Send a signal to those that still live."""
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
             os.kill(pid, number)
