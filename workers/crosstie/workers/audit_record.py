@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -34,6 +34,7 @@ __all__ = [
     "RunHeld",
     "RunSummary",
     "close_run",
+    "forget_runs",
     "history",
     "last_runs",
     "last_standing",
@@ -397,8 +398,16 @@ def _forget_old_runs(connection: sa.Connection, reference: str) -> None:
         .limit(_ROWS_PER_INSERT)
     )
     run_ids = connection.execute(old).scalars().all()
-    for table in (finding, audit_run) if run_ids else ():
-        connection.execute(sa.delete(table).where(table.c.run_id.in_(run_ids), table.c.reference == reference))
+    forget_runs(connection, [(run_id, reference) for run_id in run_ids])
+
+
+def forget_runs(connection: sa.Connection, runs: Sequence[tuple[str, str]]) -> None:
+    """Delete runs, by id and reference, and all that belongs to them; the caller commits."""
+    # One by one: to delete by a list, InnoDB may read a small table as a whole, and waits for the rows of others.
+    these = [{"forgotten": run_id, "of": reference} for run_id, reference in runs]
+    for table in (audit_chunk, finding, audit_run) if these else ():
+        one = sa.and_(table.c.run_id == sa.bindparam("forgotten"), table.c.reference == sa.bindparam("of"))
+        connection.execute(sa.delete(table).where(one), these)
 
 
 def _row(run_id: str, reference: str, one: Finding) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from typing import Final
 
 import sqlalchemy as sa
@@ -10,7 +9,8 @@ import sqlalchemy as sa
 from crosstie.orm.clock import now_ms
 from crosstie.orm.connection import ConnectionManager
 from crosstie.orm.transaction import detached_transaction
-from crosstie.outbox.tables import audit_chunk, audit_run, finding
+from crosstie.outbox.tables import audit_run
+from crosstie.workers.audit_record import forget_runs
 
 __all__ = ["forget_audit_runs"]
 
@@ -34,16 +34,11 @@ def forget_audit_runs(database_name: str) -> int:
         .where(audit_run.c.started_at_ms < last.c.started_at_ms, audit_run.c.started_at_ms < now_ms() - retention_ms)
         .limit(AT_ONCE)
     )
-    rows = ConnectionManager.get(database_name).rows(query)
-    old: dict[str, list[str]] = defaultdict(list)
-    for row in rows:
-        old[row.reference].append(row.run_id)
+    old = [(row.run_id, row.reference) for row in ConnectionManager.get(database_name).rows(query)]
     if not old:
         return 0
     with detached_transaction(database_name) as tx:
         tx.mark_written()
-        for reference, run_ids in old.items():
-            for table in (audit_chunk, finding, audit_run):
-                these = sa.and_(table.c.reference == reference, table.c.run_id.in_(run_ids))
-                tx.connection.execute(sa.delete(table).where(these))
-    return len(rows)
+        with tx.mapped_errors():
+            forget_runs(tx.connection, old)
+    return len(old)
