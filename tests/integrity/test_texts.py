@@ -6,7 +6,8 @@ import pytest
 import sqlalchemy as sa
 
 from bench.databases import Pair
-from crosstie.orm.integrity import AuditPhase, AuditProgress, AuditState
+from crosstie.orm.integrity import AuditPhase, AuditProgress, AuditState, audit_chunk, fetch, plan_audit
+from crosstie.orm.integrity.plan import ChunkResult
 from integrity.tables import TEXT_TYPES, linked, orphans
 
 WORDS = ["", " ", "a", "A", "aa", "Ab", "b", "é", "É", "ß", "ss", "z", "漢字", "😀", "%_'\\\"", "a b", "10", "9"]
@@ -109,3 +110,58 @@ def test_a_database_that_orders_text_otherwise_loses_no_key(configured: Pair) ->
     assert (result.keys_checked, result.orphan_rows) == (len(words), len(words))
     # Under a collation that ignores case a page of 100 keys holds several times as many texts.
     assert sum(step.phase is AuditPhase.SCANNING for step in steps) >= 5
+
+
+NARROW_CHILDREN = pytest.mark.parametrize(
+    "pair", [("postgresql", "mariadb"), ("sqlite", "mariadb")], indirect=True, ids="-".join
+)
+BINARY = {**TEXT_TYPES, "sqlite": "TEXT UNIQUE"}
+"""Only the index of a key tells which collation a column of SQLite has."""
+
+
+@NARROW_CHILDREN
+def test_parents_in_another_spelling_are_told(configured: Pair) -> None:
+    """Case, accents and trailing spaces: no orphans to the parent's collation, and the child tells them apart."""
+    world = linked(configured, BINARY, TEXT_TYPES, declared=sa.String)
+    world.register(["alice", "resume", "carol"])
+    world.post([(1, "ALICE"), (2, "résumé"), (3, "carol "), (4, "carol"), (5, "dave")])
+    result = world.audit(chunk_size=2)
+    assert (result.reason, orphans(result)) == (None, {5: "dave"})
+    (note,) = result.notes
+    assert note.startswith("3 keys have a parent in another spelling only, such as ")
+    assert "secondary.users.id takes for equal what default.posts.user_id tells apart" in note
+    plan = plan_audit(world.reference)
+    answer = audit_chunk(world.reference, plan, plan.chunks[0])
+    assert answer.alike == len(answer.such_as) == 3
+    assert ChunkResult.of(answer.as_document()) == answer
+
+
+@NARROW_CHILDREN
+def test_many_parents_in_another_spelling_stop_the_audit(configured: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than one key in a hundred: the two collations differ, and what is meant has to be said."""
+    monkeypatch.setattr(fetch, "_FEW", 3)
+    world = linked(configured, BINARY, TEXT_TYPES, declared=sa.String)
+    world.register(f"k{n}" for n in range(500))
+    world.post([(n, f"K{n}" if n < 4 else f"k{n}") for n in range(500)])
+    few = world.audit()
+    assert (few.state, len(few.notes)) == (AuditState.OK, 1)
+    world.child.execute("UPDATE posts SET user_id = 'K9' WHERE id = 9")
+    world.child.execute("UPDATE posts SET user_id = 'K8' WHERE id = 8")
+    result = world.audit()
+    assert result.state is AuditState.INCOMPLETE
+    for told in ("6 of 500 keys of default.posts.user_id", "the collation of secondary.users.id", "Give both columns"):
+        assert told in (result.reason or "")
+
+
+@pytest.mark.parametrize("pair", [("mariadb", "postgresql"), ("mariadb", "sqlite")], indirect=True, ids="-".join)
+def test_orphans_that_only_the_child_takes_for_their_parents_are_told(configured: Pair) -> None:
+    """The parent's collation decides, which is the stricter one; the report says what may be behind it."""
+    world = linked(configured, TEXT_TYPES, declared=sa.String)
+    world.register(["alice"])
+    world.post([(1, "alice")])
+    assert world.audit().notes == ()
+    world.post([(2, "ALICE")])
+    result = world.audit()
+    assert orphans(result) == {2: "ALICE"}
+    (note,) = result.notes
+    assert note.startswith("default.posts.user_id takes for equal what secondary.users.id tells apart")

@@ -25,6 +25,10 @@ class Equality(Enum):
     WIDE = auto()
     """It may ignore case, accents or anything else."""
 
+    def is_wider_than(self, other: Equality) -> bool:
+        """Whether it may hold for texts that the other tells apart."""
+        return self.value > other.value
+
 
 @dataclass(frozen=True)
 class ColumnFacts:

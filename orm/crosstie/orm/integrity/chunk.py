@@ -10,6 +10,7 @@ from crosstie.orm.errors import CrosstieError, StatementTimeout
 from crosstie.orm.integrity.endpoint import AuditedReference
 from crosstie.orm.integrity.findings import AuditPhase, Key
 from crosstie.orm.integrity.judgement import Judgement, JudgementOptions
+from crosstie.orm.integrity.parent import Alike
 from crosstie.orm.integrity.pipeline import Compared, compared_pages
 from crosstie.orm.integrity.plan import AuditPlan, ChunkResult, KeyRange, Strategy
 from crosstie.orm.integrity.scan import Ends, KeyScan, ScanFactory
@@ -50,8 +51,11 @@ def audit_chunk(
     ends_at_s = None if budget_s is None else clock_s() + budget_s
     reason: CrosstieError | None = None
     page_size = plan.page_size
+    wider: list[Alike] = []
     try:
         child, parent = judgement.columns
+        equality = child.storage.equality
+        wider = [one.alike for one in parent.parents if one.storage.equality.is_wider_than(equality)]
         judgement.tell(AuditPhase.SCANNING)
         expected_keys = plan.keys // max(len(plan.chunks), 1)
         while True:
@@ -74,6 +78,8 @@ def audit_chunk(
         deferred_keys=tally.deferred_keys,
         deferred_rows=tally.deferred_rows,
         held=tuple(judgement.held),
+        alike=sum(one.number for one in wider),
+        such_as=tuple(key for one in wider for key in one.some),
         reason=None if reason is None else _told(reason, page_size),
         retryable=reason is not None and reason.retryable,
     )

@@ -186,6 +186,7 @@ class CompositeParent(ParentColumn):
         if not missing or self.storage.equality is Equality.IDENTICAL:
             return missing
         equalled = self._equalled(missing)
+        self.alike.add(equalled)
         return [key for key in missing if key not in equalled]
 
     def _equals(self, key: Key) -> sa.ColumnElement[bool]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Final
 
 from crosstie.orm.integrity.child import ChildColumn
-from crosstie.orm.integrity.findings import Key
+from crosstie.orm.integrity.errors import KeysNotComparable
+from crosstie.orm.integrity.findings import Key, key_text
 from crosstie.orm.integrity.scan import Ends, Page
 from crosstie.orm.integrity.storage import Raw
 from crosstie.orm.integrity.tiling import Tile, require_count
@@ -52,6 +54,11 @@ class PlainScan(_Fetch):
         return self.parent.absent(page.keys)
 
 
+_FEW: Final = 1_000
+_ONE_IN: Final = 100
+"""More keys than one in so many, and than a few, in another spelling than their parent's: their collations differ."""
+
+
 class TextScan(_Fetch):
     """Text in the child's own collation, looked up in the parent by the parent's own collation.
 
@@ -67,5 +74,21 @@ class TextScan(_Fetch):
         return Page(Tile(after, upto, len(keys)), keys)
 
     def missing(self, page: Page) -> Sequence[Key]:
-        """Asked of the parent, in lists; it decides what equals what."""
-        return self.parent.absent(page.keys)
+        """Asked of the parent, in lists; it decides what equals what.
+
+        Raises KeysNotComparable where it finds many keys in another spelling only, which the child tells apart.
+        """
+        absent = self.parent.absent(page.keys)
+        for parent in self.parent.parents:
+            alike, child = parent.alike, self.ends.child
+            alike.compared += len(page.keys)
+            if not parent.storage.equality.is_wider_than(child.storage.equality):
+                continue
+            if alike.number > max(_FEW, alike.compared // _ONE_IN):
+                raise KeysNotComparable(
+                    f"expected texts that are spelt alike at both ends, and {alike.number:,} of {alike.compared:,} "
+                    f"keys of {child.end} have a parent in another spelling only, such as {key_text(alike.some[0])!r}: "
+                    f"the collation of {parent.end} takes for equal what that of {child.end} tells apart. Give both "
+                    "columns collations that agree, or store keys in one spelling."
+                )
+        return absent

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -17,10 +17,25 @@ from crosstie.orm.integrity.packing import packs
 from crosstie.orm.integrity.scope import within
 from crosstie.orm.integrity.storage import KeyStorage, Raw, WholeNumber
 
-__all__ = ["ParentColumn"]
+__all__ = ["Alike", "ParentColumn"]
 
 _QUESTIONS_PER_STATEMENT: Final = 200
 _KEYS_PER_LIST: Final = 5_000
+_SHOWN: Final = 3
+
+
+class Alike:
+    """Keys that were there in another spelling only: how many of those that were compared, and some of them."""
+
+    def __init__(self) -> None:
+        self.compared = 0
+        self.number = 0
+        self.some: tuple[Key, ...] = ()
+
+    def add(self, keys: Collection[Key]) -> None:
+        """Each key is to be added once."""
+        self.number += len(keys)
+        self.some = (*self.some, *keys)[:_SHOWN]
 
 
 class ParentColumn:
@@ -31,6 +46,7 @@ class ParentColumn:
         self.storage = storage
         self.database = end.database
         self._typed = storage.typed(end.column)
+        self.alike = Alike()
 
     @property
     def parents(self) -> tuple[ParentColumn, ...]:
@@ -72,6 +88,7 @@ class ParentColumn:
         if not missing or identical:
             return missing
         equalled = self._equalled([key for key in missing if spelt[key]])
+        self.alike.add(equalled)
         return [key for key in missing if key not in equalled]
 
     def _unheld(self, values: Sequence[Raw]) -> list[Raw]:

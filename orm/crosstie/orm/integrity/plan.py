@@ -128,6 +128,9 @@ class ChunkResult:
     deferred_keys: int = 0
     deferred_rows: int = 0
     held: tuple[Key, ...] = ()
+    alike: int = 0
+    """Keys whose parent has another spelling, which the child tells apart; `such_as` are some of them."""
+    such_as: tuple[Key, ...] = ()
     reason: str | None = None
     retryable: bool = False
     """Whether running the rest may succeed, where there is a reason."""
@@ -146,6 +149,7 @@ class ChunkResult:
                 for one in self.findings
             ],
             "held": [value_document(key) for key in self.held],
+            "such_as": [value_document(key) for key in self.such_as],
             "page_ends": [value_document(end) for end in self.page_ends],
         }
 
@@ -165,6 +169,7 @@ class ChunkResult:
                     for one in document["findings"]
                 ),
                 "held": tuple(value_of(key) for key in document["held"]),
+                "such_as": tuple(value_of(key) for key in document["such_as"]),
                 "page_ends": tuple(value_of(end) for end in document["page_ends"]),
             }
         )

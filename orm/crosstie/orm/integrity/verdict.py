@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Unpack
 
@@ -11,8 +11,9 @@ from crosstie.orm.errors import CrosstieError
 from crosstie.orm.integrity.child import ChildColumn
 from crosstie.orm.integrity.endpoint import AuditedReference
 from crosstie.orm.integrity.errors import ScanIncomplete
-from crosstie.orm.integrity.findings import AuditPhase, AuditResult, AuditState
+from crosstie.orm.integrity.findings import AuditPhase, AuditResult, AuditState, key_text
 from crosstie.orm.integrity.judgement import Judgement, JudgementOptions, Tally
+from crosstie.orm.integrity.parent import ParentColumn
 from crosstie.orm.integrity.plan import AuditPlan, ChunkResult, Strategy
 from crosstie.orm.integrity.tiling import Tile, require_tiling, sum_known
 
@@ -50,6 +51,7 @@ def conclude_audit(
             if tally.orphan_keys and parent.is_empty():
                 table = f"{parent.end.connection}.{parent.end.table.fullname}"
                 notes.append(f"{table} has no rows at all: is it in the right database?")
+            notes += _of_spelling(child, parent, results, tally)
     except CrosstieError as error:
         reason = reason or str(error)
     state = AuditState.FINDINGS if tally.orphan_keys else AuditState.OK
@@ -67,6 +69,24 @@ def conclude_audit(
         notes=tuple(notes),
         open_keys=tally.open_keys(),
     )
+
+
+def _of_spelling(
+    child: ChildColumn, parent: ParentColumn, results: Sequence[ChunkResult], tally: Tally
+) -> Iterator[str]:
+    """What a report says where one end takes for equal what the other tells apart."""
+    alike = sum(one.alike for one in results)
+    if alike:
+        such_as = next(key for one in results for key in one.such_as)
+        yield (
+            f"{alike:,} keys have a parent in another spelling only, such as {key_text(such_as)!r}: {parent.end} takes "
+            f"for equal what {child.end} tells apart"
+        )
+    if tally.orphan_keys and child.storage.equality.is_wider_than(parent.storage.equality):
+        yield (
+            f"{child.end} takes for equal what {parent.end} tells apart: an orphan may have a parent in another "
+            "spelling"
+        )
 
 
 def _merged(results: Sequence[ChunkResult], finding_limit: int) -> Tally:
