@@ -13,7 +13,7 @@ from bench.faults import crash_at
 from crosstie.orm.faults import FAULT_POINTS, FaultInjected, armed
 from crosstie.sagas import cohort, compensation, saga, sweep_effects, sweep_sagas
 from crosstie.sagas.inspection import find_unfinished
-from sagas.shop import Order, Stock, contents, create_shop, saga_states
+from sagas.shop import Order, Stock, contents, create_shop, saga_states, sweep_until_quiet
 
 POINTS = sorted(point for point in FAULT_POINTS if point.startswith("cohort."))
 COUNT = 5
@@ -47,16 +47,6 @@ def crash(number: int) -> str:
 def reached(shop: Pair, point: str) -> str:
     """Where there is one writer at a time, sagas are undone one by one, and the same place has another name."""
     return point.replace("cohort.", "recovery.") if shop.second.kind == "sqlite" else point
-
-
-def sweep_until_quiet() -> int:
-    """Of both databases; returns how many sagas were aborted."""
-    aborted = 0
-    while True:
-        reports = [sweep_sagas(name) for name in ("secondary", "default")]
-        aborted += sum(report.aborted for report in reports)
-        if not any(report.aborted or report.settled for report in reports):
-            return aborted
 
 
 def test_sagas_that_wrote_the_same_row_are_undone_the_last_one_first(shop: Pair) -> None:
@@ -151,9 +141,9 @@ def test_a_worker_that_dies_among_several_sagas_leaves_them_to_the_next(shop: Pa
     for number in range(1, COUNT + 1):
         crash(number)
     with crash_at(reached(shop, point)), pytest.raises(FaultInjected):
-        sweep_until_quiet()
+        sweep_until_quiet(shop.by_name)
 
-    sweep_until_quiet()
+    sweep_until_quiet(shop.by_name)  # what met a lock is put off, and found again
 
     assert contents(shop.by_name) == before
     assert saga_states(shop.by_name) == {"default": ["finished"] * COUNT, "secondary": ["undone"] * COUNT}
