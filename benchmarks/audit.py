@@ -3,11 +3,12 @@
 Each way runs in a process of its own, all of them in turns in each round. Printed is the median of the rounds' ratios
 to NOT EXISTS in the same round (1.00), the memory that the process has taken beyond what it had with everything
 imported, and for crosstie the bytes that its databases sent for each distinct key. Each way has to find every planted
-orphan. What is not installed, or cannot do a case, is said to be left out.
+orphan. `crosstie-changes` looks at 10,000 children that were added since the audit before. What is not installed, or
+cannot do a case, is said to be left out.
 
     python benchmarks/audit.py [--sizes 1000000,5000000,20000000] [--rounds 3]
                                [--cases integer,integer-mariadb,uuid,no-index]
-                               [--ways crosstie,crosstie-words,duckdb,connectorx,reladiff]
+                               [--ways crosstie,crosstie-words,crosstie-changes,duckdb,connectorx,reladiff]
 
 CROSSTIE_BENCH_POSTGRESQL_URL and CROSSTIE_BENCH_MARIADB_URL name servers on which a database crosstie_bench_audit (or
 CROSSTIE_BENCH_DATABASE) may be made and dropped.
@@ -32,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from auditors import tables
 from auditors.tables import CASES, Case
-from auditors.ways import IMPORTS, WAYS
+from auditors.ways import IMPORTS, PREPARATIONS, WAYS
 from versions import versions
 
 BASELINE: Final = "not-exists"
@@ -44,6 +45,10 @@ def main() -> None:
     options = _options()
     if options.one:
         print(json.dumps(run_one(*options.one.split(","))))
+        return
+    if options.prepare:
+        way, name = options.prepare.split(",")
+        print(json.dumps({"prepared": PREPARATIONS[way](CASES[name])}))
         return
     chosen = [CASES[name] for name in options.cases.split(",")]
     print(
@@ -67,7 +72,9 @@ def measure(name: str, size: int, ways: list[str], rounds: int) -> None:
     answers: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
     for _ in range(rounds):
         for way in [way for way in ways if way in answers]:
-            answer = _in_process_of_its_own(way, name)
+            answer = _in_process_of_its_own("--prepare", way, name) if way in PREPARATIONS else {}
+            if "error" not in answer:
+                answer = _in_process_of_its_own("--one", way, name)
             if "error" in answer:
                 print(f"  left out: {way} ({answer['error']})")
                 del answers[way]
@@ -129,8 +136,8 @@ def _megabytes() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def _in_process_of_its_own(way: str, name: str) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--one", f"{way},{name}"]
+def _in_process_of_its_own(what: str, way: str, name: str) -> dict[str, Any]:
+    command = [sys.executable, __file__, what, f"{way},{name}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=WITHIN_S, env=os.environ)
     if done.returncode != 0:
         return {"error": " ".join(done.stderr.split())[-150:]}
@@ -145,6 +152,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--cases", default=",".join(CASES))
     parser.add_argument("--ways", default=",".join(way for way in WAYS if way != BASELINE))
     parser.add_argument("--one", metavar="WAY,CASE", help="run one way in this process, on tables that are there")
+    parser.add_argument("--prepare", metavar="WAY,CASE", help="do what comes before a way, on tables that are there")
     return parser.parse_args()
 
 

@@ -33,6 +33,46 @@ def crosstie_words(case: Case) -> int:
     return result.orphan_keys
 
 
+def crosstie_changes(case: Case) -> int:
+    """An audit of what has changed since the last one; it tells of all orphans that are known."""
+    from crosstie.orm.integrity import AuditScope
+    from crosstie.workers.audit import run_audit
+
+    _configure_all()
+    (result,) = run_audit([tables.reference(case)], scope=AuditScope.CHANGES).results
+    assert result.reason is None, result.reason
+    assert result.scope is AuditScope.CHANGES, result.notes
+    return result.orphan_keys
+
+
+def change(case: Case) -> None:
+    """Have everything audited and changes noted by triggers, then add children to be looked at."""
+    from crosstie.orm import ConnectionManager
+    from crosstie.orm.integrity import AuditScope
+    from crosstie.outbox.tables import create_tables
+    from crosstie.workers.audit import run_audit
+    from crosstie.workers.audit_triggers import create_noting
+
+    _configure_all()
+    for name in ConnectionManager.names():
+        create_tables(ConnectionManager.get(name))
+    create_noting(tables.reference(case))
+    (result,) = run_audit([tables.reference(case)], scope=AuditScope.CHANGES).results
+    assert result.reason is None, result.reason
+    child = f"{case.kind}_child"
+    with tables.engine(case.child).connect() as connection:
+        connection.exec_driver_sql(
+            f"INSERT INTO {child} SELECT id + (SELECT max(id) FROM {child}), fk FROM {child}"  # noqa: S608
+            f" WHERE id <= {CHANGED}"
+        )
+
+
+def _configure_all() -> None:
+    from crosstie.orm import ConnectionManager
+
+    ConnectionManager.configure({name: tables.url(name).render_as_string(hide_password=False) for name in tables.URLS})
+
+
 def reladiff(case: Case) -> int:
     """The diff of two tables by bisection with checksums; the table of distinct keys that it needs is part of it."""
     import reladiff as library
@@ -96,9 +136,14 @@ def not_exists(case: Case) -> int:
     return -1
 
 
+CHANGED: Final = 10_000
+"""Children that are written before an audit of changes."""
+PREPARATIONS: Final[dict[str, Callable[[Case], None]]] = {"crosstie-changes": change}
+"""What comes before a way in each round, in a process of its own, and is not measured."""
 IMPORTS: Final = {
     "crosstie": ("crosstie.orm", "crosstie.orm.integrity", "psycopg", "pymysql"),
     "crosstie-words": ("crosstie.orm", "crosstie.orm.integrity", "psycopg", "pymysql"),
+    "crosstie-changes": ("crosstie.workers.audit", "psycopg", "pymysql"),
     "duckdb": ("duckdb",),
     "connectorx": ("connectorx", "polars", "pyarrow"),
     "reladiff": ("reladiff", "psycopg2", "mysql.connector"),
@@ -108,6 +153,7 @@ WAYS: Final[dict[str, Callable[[Case], int]]] = {
     "not-exists": not_exists,
     "crosstie": crosstie,
     "crosstie-words": crosstie_words,
+    "crosstie-changes": crosstie_changes,
     "duckdb": duckdb,
     "connectorx": connectorx,
     "reladiff": reladiff,
