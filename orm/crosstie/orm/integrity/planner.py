@@ -12,6 +12,7 @@ from crosstie.orm.integrity.child import ChildColumn
 from crosstie.orm.integrity.columns import columns_of
 from crosstie.orm.integrity.endpoint import AuditedReference
 from crosstie.orm.integrity.plan import AuditPlan, KeyRange, Strategy
+from crosstie.orm.integrity.quantiles import quantiles
 from crosstie.orm.integrity.skip import skips
 from crosstie.orm.integrity.statistics import column_statistics, round_trip_s
 from crosstie.orm.integrity.storage import INT64, KeyKind, Raw
@@ -136,8 +137,10 @@ def _notes(child: ChildColumn, strategy: Strategy, *, indexed: bool, large: bool
 def _parted(child: ChildColumn, strategy: Strategy, first: Raw, last: Raw, chunks: int) -> tuple[KeyRange, ...]:
     if strategy is Strategy.BITMAP or chunks <= 1:
         return (KeyRange(None, last),)
-    if child.storage.kind is KeyKind.INTEGER:
+    inner = quantiles(child, last, chunks)
+    if inner is None and child.storage.kind is KeyKind.INTEGER:
         inner = [first + (last - first) * part // chunks for part in range(1, chunks)]
+    if inner is not None:
         ends = [*dict.fromkeys(end for end in inner if end != last), last]
         return tuple(KeyRange(lo, hi) for lo, hi in zip([None, *ends[:-1]], ends, strict=True))
     parts: list[KeyRange] = []
