@@ -51,10 +51,10 @@ def commit_verified(
         for statement in by:
             with raw.cursor() as cursor:  # type: ignore[union-attr]
                 cursor.execute(statement)
-        if final is not None and database.kind == "mariadb":
+        if final is not None or database.kind == "postgresql":
             _end_on_our_side(root, raw)
         else:
-            root.commit()  # after the COMMIT above this sends nothing
+            root.commit()
     except Exception as error:
         if database.kind == "sqlite" and raw.in_transaction:  # type: ignore[union-attr]
             # A COMMIT that SQLite refuses leaves the transaction open, and SQLAlchemy takes it for ended.
@@ -115,10 +115,7 @@ def commit_departed(
     def believed() -> Answer | None:
         try:
             answer = arrive()
-            if database.kind == "postgresql":
-                root.commit()  # sends nothing any more
-            else:
-                _end_on_our_side(root, raw)
+            _end_on_our_side(root, raw)
         except Exception as error:
             understood = _understood(database, error)
             if understood is None:
@@ -175,7 +172,7 @@ def _commit_postgresql(raw: Any) -> str:
 
 
 def _end_on_our_side(root: sa.Transaction, raw: Any) -> None:
-    """Tell SQLAlchemy that its transaction is over; PyMySQL would send another COMMIT."""
+    """Tell SQLAlchemy that its transaction is over; PyMySQL would send another COMMIT, psycopg look whether to."""
     raw.commit = _nothing
     try:
         root.commit()

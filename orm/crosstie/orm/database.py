@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Literal
 
@@ -21,15 +22,14 @@ from crosstie.orm.answer import Answer
 from crosstie.orm.configuration import ConnectionSettings
 from crosstie.orm.driver_errors import MappedErrors
 from crosstie.orm.liveness import Liveness
-from crosstie.orm.lock_wait import watch_sessions
+from crosstie.orm.lock_wait import obeys, watch_sessions
+from crosstie.orm.pool import ENDED, RestingPool, pool_of
 from crosstie.orm.prepared import Prepared
 from crosstie.orm.statement_limit import watch_statements
 
 __all__ = ["Capabilities", "Database"]
 
 _AUTOCOMMIT: Final = "crosstie_autocommit"
-ENDED: Final = "crosstie.ended"
-"""In the info of a connection: its transaction was committed or rolled back as the last thing on it."""
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -127,6 +127,29 @@ class Database:
         """A context manager that turns driver errors into ours, naming this database."""
         return self._mapped_errors
 
+    def take(self) -> sa.Connection:
+        """A connection for one transaction, for `give_back` once that has ended. Raises SQLAlchemy's errors."""
+        engine = self.engine
+        return pool_of(engine).take(engine, not_since=self.liveness.lost_at)
+
+    def give_back(self, connection: sa.Connection) -> None:
+        """Close a connection that was taken."""
+        pool: Any = connection.engine.pool
+        pool.give_back(connection)
+
+    @contextmanager
+    def alone(self) -> Iterator[sa.Connection]:
+        """A connection for a statement that commits by itself. Raises DatabaseUnavailable, and what it refuses."""
+        engine = self.autocommit
+        with self._mapped_errors:
+            connection = pool_of(engine).take(engine, not_since=self.liveness.lost_at)
+            try:
+                yield connection
+            except BaseException:
+                connection.close()
+                raise
+            self.give_back(connection)
+
     def ping(self) -> float:
         """Ask the database a trivial question on a fresh or tested connection; returns the seconds that it took.
 
@@ -144,13 +167,15 @@ class Database:
 
     def prepared(self, statement: Prepared, values: Mapping[str, Any], *, returns: bool = True) -> Answer:
         """Run a prepared statement by itself; `returns` says that it returns rows. Raises as `rows` does."""
-        with self.mapped_errors(), self.autocommit.connect() as connection:
+        with self.alone() as connection:
             return statement.fetch(connection, values) if returns else statement.run(connection, values)
 
     def dispose(self, *, close: bool = True) -> None:
         """Close pooled connections; `close=False` in a forked child, whose parent still owns the sockets."""
         for engine in (self._engine, self._autocommit):  # without the lock, which a forked child may find locked
             if engine is not None:
+                if not close:
+                    pool_of(engine).abandon()
                 engine.dispose(close=close)
         if not close:
             self._lock = threading.Lock()
@@ -173,7 +198,7 @@ class Database:
             "max_overflow": settings.max_overflow,
             "pool_timeout": settings.pool_timeout_s,
             "pool_recycle": settings.pool_recycle_s,
-            "poolclass": sa.pool.QueuePool,
+            "poolclass": RestingPool,
             "pool_reset_on_return": None,  # see _reset_unless_ended
             "hide_parameters": True,
             "execution_options": {_AUTOCOMMIT: autocommit},
@@ -197,8 +222,10 @@ class Database:
             watch_statements(engine, self.kind)
         if not autocommit and self.capabilities.bounds_lock_waits == "session":
             watch_sessions(engine)
+            pool_of(engine).suits = obeys
         for listener in self.on_engine:
             listener(self, engine)
+        pool_of(engine).expect_listeners()
         return engine
 
 

@@ -15,9 +15,11 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from crosstie.orm.pool import RESTED_SINCE, RESTS_AT_MOST_S
+
 __all__ = ["IDLE_BEFORE_PING_S", "Liveness"]
 
-IDLE_BEFORE_PING_S: Final = 1.0
+IDLE_BEFORE_PING_S: Final = RESTS_AT_MOST_S
 _USED_AT: Final = "crosstie.used_at"
 
 
@@ -25,22 +27,23 @@ class Liveness:
     """What is known about the connections to one database, in all of its pools."""
 
     def __init__(self) -> None:
-        self._lost_at = float("-inf")
+        self.lost_at = float("-inf")
+        """When a connection was last lost, by `time.monotonic`."""
 
     def note_loss(self) -> None:
         """A connection was lost: distrust every other one that has not been used since."""
-        self._lost_at = time.monotonic()
+        self.lost_at = time.monotonic()
 
     def watch(self, engine: sa.Engine) -> None:
         """Ping this engine's connections before use where they may be dead, and learn from those that are."""
         dialect = engine.dialect
 
         def returned(_: DBAPIConnection | None, entry: ConnectionPoolEntry) -> None:
-            entry.info[_USED_AT] = time.monotonic()
+            entry.info[_USED_AT] = entry.info.pop(RESTED_SINCE, None) or time.monotonic()
 
         def taken(dbapi_connection: DBAPIConnection, entry: ConnectionPoolEntry, _: Any) -> None:
             used_at = entry.info.get(_USED_AT)
-            if used_at is None or (used_at > self._lost_at and time.monotonic() - used_at < IDLE_BEFORE_PING_S):
+            if used_at is None or (used_at > self.lost_at and time.monotonic() - used_at < IDLE_BEFORE_PING_S):
                 return
             try:
                 alive = dialect.do_ping(dbapi_connection)

@@ -20,10 +20,11 @@ from sqlalchemy import event
 
 from crosstie.orm.answer import Answer
 from crosstie.orm.commit import can_depart, commit_departed, commit_verified
-from crosstie.orm.database import ENDED, Database
+from crosstie.orm.database import Database
 from crosstie.orm.driver_errors import MappedErrors, classify, driver_exception
 from crosstie.orm.errors import DatabaseUnavailable, TransactionPoisoned
 from crosstie.orm.final_statement import FinalStatement
+from crosstie.orm.pool import ENDED
 from crosstie.orm.recorder import WriteRecorder
 
 __all__ = ["LocalTransaction", "Savepoint", "current", "open_transactions", "run_after_commit"]
@@ -79,7 +80,7 @@ class LocalTransaction:
         self._at_close: list[Callable[[sa.Connection], object]] = []
         self._internal = 0
         with self.mapped_errors():
-            self.connection = database.engine.connect()
+            self.connection = database.take()
             try:
                 if before_begin is not None:
                     before_begin(self.connection)
@@ -156,6 +157,14 @@ class LocalTransaction:
     def internal(self) -> AbstractContextManager[None]:
         """Statements of the block are crosstie's own."""
         return _Internal(self)
+
+    def begin_internal(self) -> None:
+        """What runs from now on is crosstie's own, until `end_internal` is called as often."""
+        self._internal += 1
+
+    def end_internal(self) -> None:
+        """The end of `begin_internal`."""
+        self._internal -= 1
 
     # -- ledgers and hooks ----------------------------------------------------------------------------------
 
@@ -333,7 +342,7 @@ class LocalTransaction:
             logger.debug("a connection to %r could not be reset and is discarded", self.database.name, exc_info=True)
             self.connection.invalidate()
         finally:
-            self.connection.close()
+            self.database.give_back(self.connection)
 
 
 class Savepoint:
@@ -380,10 +389,10 @@ class _Internal:
         self._tx = tx
 
     def __enter__(self) -> None:
-        self._tx._internal += 1
+        self._tx.begin_internal()
 
     def __exit__(self, *_: object) -> None:
-        self._tx._internal -= 1
+        self._tx.end_internal()
 
 
 def run_after_commit(hooks: Iterable[Callable[[], None]], database: str) -> None:

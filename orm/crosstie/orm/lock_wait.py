@@ -8,7 +8,7 @@ not.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -17,7 +17,7 @@ from sqlalchemy import event
 from sqlalchemy.dialects.postgresql import INTERVAL
 from sqlalchemy.pool import ConnectionPoolEntry
 
-__all__ = ["BOUND", "bound_of", "bounded_sessions", "watch_sessions"]
+__all__ = ["BOUND", "bound_of", "bounded_sessions", "obeys", "watch_sessions"]
 
 _FOUND: Final = "crosstie.lock_wait_found"
 _SET: Final = "crosstie.lock_wait_set"
@@ -69,14 +69,19 @@ def bounded_sessions(seconds: float) -> Iterator[None]:
         _wanted.seconds = before
 
 
+def obeys(info: Mapping[Any, Any]) -> bool:
+    """Whether the session of a connection with this info has the bound that the thread wants."""
+    return bool(info.get(_SET) == _wanted.seconds)
+
+
 def watch_sessions(engine: sa.Engine) -> None:
     """Have connections of SQLite, MySQL or MariaDB obey, when they are taken from the engine's pool."""
     read, write, unit_s = _SESSION["sqlite" if engine.dialect.name == "sqlite" else "mysql"]
 
     def taken(dbapi_connection: Any, entry: ConnectionPoolEntry, _: Any) -> None:
-        wanted = _wanted.seconds
-        if entry.info.get(_SET) == wanted:
+        if obeys(entry.info):
             return
+        wanted = _wanted.seconds
         cursor = dbapi_connection.cursor()
         try:
             if _FOUND not in entry.info:

@@ -24,6 +24,7 @@ __all__ = [
     "set_active_unit",
     "statement_connection",
     "transaction",
+    "transaction_for_statement",
     "warn_of_foreign_write",
 ]
 
@@ -119,26 +120,36 @@ def warn_of_foreign_write(name: str) -> None:
     )
 
 
-@contextmanager
-def statement_connection(name: str, *, write: bool) -> Iterator[sa.Connection]:
-    """The connection on which a single statement of the ORM runs.
+def transaction_for_statement(name: str, *, write: bool) -> LocalTransaction | None:
+    """The thread's transaction that a single statement of the ORM belongs to, readied for it; None outside of any.
 
-    Inside a transaction or a saga it is theirs; outside it commits by itself. Raises WritesPrevented.
+    Raises WritesPrevented, TransactionPoisoned, and what opening a saga's transaction raises.
     """
     if write:
         require_writable(name)
     tx = current(name)
-    if tx is None and _active.unit is not None:
+    if tx is None:
+        if _active.unit is None:
+            return None
         tx = _active.unit.transaction(name)
+    tx.require_healthy()
+    if write:
+        tx.mark_written()
+    return tx
+
+
+@contextmanager
+def statement_connection(name: str, *, write: bool) -> Iterator[sa.Connection]:
+    """The connection on which a single statement of the ORM runs.
+
+    Inside a transaction or a saga it is theirs; outside it commits by itself. Raises as `transaction_for_statement`.
+    """
+    tx = transaction_for_statement(name, write=write)
     if tx is not None:
-        tx.require_healthy()
-        if write:
-            tx.mark_written()
         with tx.mapped_errors():
             yield tx.connection
         return
     if write:
         warn_of_foreign_write(name)
-    database = ConnectionManager.get(name)
-    with database.mapped_errors(), database.autocommit.connect() as connection:
+    with ConnectionManager.get(name).alone() as connection:
         yield connection

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import sqlalchemy as sa
@@ -17,7 +18,7 @@ from crosstie.orm.mapping import MappedField, TableMapping
 from crosstie.orm.recorder import condition
 from crosstie.orm.routing import router
 from crosstie.orm.state import LOADED, state_of
-from crosstie.orm.transaction import statement_connection
+from crosstie.orm.transaction import statement_connection, transaction_for_statement
 from crosstie.orm.watch import observed, watchers_of
 
 if TYPE_CHECKING:
@@ -34,17 +35,55 @@ class Write(NamedTuple):
     tx: LocalTransaction | None
 
 
+class writing:  # noqa: N801 - reads as a word where it is used
+    """A connection for one write of this model; a context manager.
+
+    Raises ReadOnlyConnection, UnknownConnection, DatabaseUnavailable, WritesPrevented, TransactionPoisoned.
+    """
+
+    __slots__ = ("_block", "_mapping", "_tx")
+
+    def __init__(self, mapping: TableMapping) -> None:
+        self._mapping = mapping
+        self._tx: LocalTransaction | None = None
+        self._block: AbstractContextManager[Write, bool | None] | None = None
+
+    def __enter__(self) -> Write:
+        mapping = self._mapping
+        database = ConnectionManager.get(mapping.connection)
+        if database.settings.read_only:
+            raise ReadOnlyConnection(
+                f"{mapping.model.__qualname__} is written through connection {mapping.connection!r}, which is "
+                "configured read_only: name the primary in __connection__ and this one in __read_connection__."
+            )
+        watched = bool(watchers_of(mapping))
+        tx = None if watched else transaction_for_statement(mapping.connection, write=True)
+        if tx is None:
+            self._block = _writing_elsewhere(mapping, database, watched=watched)
+            return self._block.__enter__()
+        self._tx = tx
+        tx.begin_internal()
+        return Write(tx.connection, database, tx)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        if self._block is not None:
+            return self._block.__exit__(kind, error, traceback)
+        tx = self._tx
+        assert tx is not None
+        tx.end_internal()
+        if error is None:
+            router.note_write(tx.database.name)
+        else:
+            tx.mapped_errors().__exit__(kind, error, traceback)
+        return None
+
+
 @contextmanager
-def writing(mapping: TableMapping) -> Iterator[Write]:
-    """A connection for one write of this model. Raises ReadOnlyConnection, UnknownConnection, DatabaseUnavailable."""
+def _writing_elsewhere(mapping: TableMapping, database: Database, *, watched: bool) -> Iterator[Write]:
+    """The same where the model is watched, or the write commits by itself."""
     name = mapping.connection
-    database = ConnectionManager.get(name)
-    if database.settings.read_only:
-        raise ReadOnlyConnection(
-            f"{mapping.model.__qualname__} is written through connection {name!r}, which is configured read_only: name "
-            "the primary in __connection__ and this one in __read_connection__."
-        )
-    watched = bool(watchers_of(mapping))
     with together(name) if watched else nullcontext(), statement_connection(name, write=True) as connection:
         tx = current(name)
         with nullcontext() if tx is None else tx.internal(), observed(tx, mapping) if watched else nullcontext():

@@ -15,11 +15,12 @@ from typing import Any, Final, TypeAlias
 
 import sqlalchemy as sa
 
-from crosstie.orm.database import ENDED, Database
+from crosstie.orm.database import Database
 from crosstie.orm.driver_errors import classify, describe
 from crosstie.orm.errors import DatabaseUnavailable, LockTimeout, TransactionPoisoned
 from crosstie.orm.in_transaction import in_transaction
 from crosstie.orm.local_transaction import LocalTransaction
+from crosstie.orm.pool import ENDED
 from crosstie.sagas.branch_id import BranchId
 from crosstie.sagas.errors import TwoPhaseUnavailable
 from crosstie.sagas.record import Mode, SagaHeader
