@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from functools import partial, wraps
+from functools import wraps
 from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction
 from itertools import count
 from secrets import SystemRandom
@@ -54,7 +54,7 @@ class SagaBlock(Workspace):
     def __init__(self, strategy: Strategy, deadline: Deadline | None = None) -> None:
         super().__init__(strategy, deadline)
         self._participants: list[LocalTransaction] = []
-        self._header = SagaHeader(self.saga_id, self.name, "", ())
+        self._header: SagaHeader
 
     def prepare(self) -> None:
         """Run all that may still fail while nothing is committed anywhere; on failure everything is rolled back.
@@ -92,6 +92,13 @@ class SagaBlock(Workspace):
         except BaseException:
             self.roll_back()
             raise
+
+    def give_up(self, error: BaseException) -> None:
+        """Roll everything back because of the exception that leaves the block. Raises SagaTimedOut in its place."""
+        self.roll_back()
+        self.raise_timed_out(error)
+        if isinstance(error, RowLocked) and error.key:
+            help_along(error.database, error.table, error.key)  # so that the next try finds the row free
 
     def commit(self) -> None:
         """Commit what `prepare` has prepared. Raises SagaAborted, SagaInDoubt."""
@@ -224,14 +231,38 @@ class saga:  # noqa: N801 - reads as the word of the language that it stands for
                 f"saga {name!r}: isolation={isolation!r} is for sagas whose branches can be seen before home commits. "
                 f"With {'commit' if way == commit else 'recover'}={way!r} the databases' own locks do it: leave it out."
             )
-        self._begin = partial(
-            _begun, name, home=home, expiry_s=expiry_s, timeout_s=timeout_s, isolation=isolation, way=way
-        )
-        self._running: AbstractContextManager[SagaBlock] | None = None
+        self._name = name
+        self._home = home
+        self._expiry_s = expiry_s
+        self._timeout_s = timeout_s
+        self._isolation: Isolation | None = isolation
+        self._way = way
+        self._running: AbstractContextManager[SagaBlock, bool | None] | None = None
 
     def __enter__(self) -> SagaBlock:
         self._running = self._begin()
         return self._running.__enter__()
+
+    def _begin(self) -> AbstractContextManager[SagaBlock, bool | None]:
+        name, home, expiry_s = self._name, self._home, self._expiry_s
+        outer: Any = active_unit()
+        if issubclass(type(outer), Workspace):  # a block, or the self-test of one
+            outer.require_mode(name, None if self._way == "backward" else _STRATEGIES[self._way].mode)
+            return _joined(
+                outer, name, timeout_s=self._timeout_s, home=home, expiry_s=expiry_s, isolation=self._isolation
+            )
+        if open_transactions():
+            raise SagaError(
+                f"saga {name!r} was begun inside a plain transaction of {', '.join(map(repr, open_transactions()))}, "
+                "whose commit it could not decide over. Put the saga outside; transactions inside it become savepoints."
+            )
+        if home is not None:
+            ConnectionManager.get(home)
+        if expiry_s is None:
+            expiry_s = ConnectionManager.settings().saga.expiry_s
+        terms = Terms(new_saga_id(), name, home, expiry_s, self._isolation)
+        deadline = None if self._timeout_s is None else Deadline.after(name, self._timeout_s)
+        return _Outermost(SagaBlock(_STRATEGIES[self._way](terms), deadline))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -273,44 +304,38 @@ def _way(name: str, recover: str, commit: str) -> str:
 
 
 @contextmanager
-def _begun(
-    name: str,
-    *,
-    home: str | None,
-    expiry_s: float | None,
-    timeout_s: float | None,
-    isolation: Isolation | None,
-    way: str,
-) -> Iterator[SagaBlock]:
-    outer: Any = active_unit()
-    if issubclass(type(outer), Workspace):  # a block, or the self-test of one
-        outer.require_mode(name, None if way == "backward" else _STRATEGIES[way].mode)
-        with outer.inner(name, timeout_s=timeout_s, home=home, expiry_s=expiry_s, isolation=isolation):
-            yield outer
-        return
-    if open_transactions():
-        raise SagaError(
-            f"saga {name!r} was begun inside a plain transaction of {', '.join(map(repr, open_transactions()))}, whose "
-            "commit it could not decide over. Put the saga outside; transactions inside it become savepoints."
-        )
-    if home is not None:
-        ConnectionManager.get(home)
-    settings = ConnectionManager.settings().saga
-    terms = Terms(new_saga_id(), name, home, settings.expiry_s if expiry_s is None else expiry_s, isolation)
-    deadline = None if timeout_s is None else Deadline.after(name, timeout_s)
-    block = SagaBlock(_STRATEGIES[way](terms), deadline)
-    with block.effects.compensated():
-        set_active_unit(block)
+def _joined(outer: Any, name: str, **wishes: Any) -> Iterator[SagaBlock]:
+    with outer.inner(name, **wishes):
+        yield outer
+
+
+class _Outermost:
+    """Runs a block that is inside of no other."""
+
+    __slots__ = ("_block",)
+
+    def __init__(self, block: SagaBlock) -> None:
+        self._block = block
+
+    def __enter__(self) -> SagaBlock:
+        set_active_unit(self._block)
+        return self._block
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        block = self._block
         try:
             try:
-                yield block
-            except BaseException as error:
-                block.roll_back()
-                block.raise_timed_out(error)
-                if isinstance(error, RowLocked) and error.key:
-                    help_along(error.database, error.table, error.key)  # so that the next try finds the row free
-                raise
-            block.prepare()
-        finally:
-            set_active_unit(None)
-        block.commit()
+                if error is None:
+                    block.prepare()
+                else:
+                    block.give_up(error)
+            finally:
+                set_active_unit(None)
+            if error is None:
+                block.commit()
+        except BaseException as raised:
+            block.effects.end(raised)
+            raise
+        block.effects.end(error)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -85,22 +84,16 @@ class Effects:
         if self.begun:
             effect.settle(connection, self.saga_id, self.kept, begun=self.begun)
 
-    @contextmanager
-    def compensated(self) -> Iterator[None]:
-        """Compensate once what the end of the block does not keep; the rest is left to workers.
+    def end(self, error: BaseException | None) -> None:
+        """The block has ended, by `error` if any: compensate what its end does not keep, once; the rest is for workers.
 
         An interrupt or an outcome in doubt is for the workers alone, as a crash is.
         """
-        try:
-            yield
-        except (SagaInDoubt, CommitInDoubt):
-            raise
-        except Exception as error:
-            if self.begun:
-                self._abort(error)
-            raise
-        if len(self.kept) < self.begun:
-            self._compensate()
+        if error is None:
+            if len(self.kept) < self.begun:
+                self._compensate()
+        elif self.begun and isinstance(error, Exception) and not isinstance(error, (SagaInDoubt, CommitInDoubt)):
+            self._abort(error)
 
     def _abort(self, error: Exception) -> None:
         home = str(self.home)

@@ -212,7 +212,7 @@ class Workspace:
 
     def _all_events(self) -> list[Event]:
         """The events that name no database, as they were published."""
-        nested: list[Numbered] = [one for tx in self._transactions.values() for one in tx.ledger(_EVENTS)]
+        nested: list[Numbered] = [one for tx in self._transactions.values() for one in tx.ledgers.get(_EVENTS, ())]
         return [event for _, event in sorted([*self._events, *nested], key=lambda one: one[0])]
 
     def _open(self, database: str) -> LocalTransaction:
