@@ -9,6 +9,9 @@
 3. *recovery*: sagas that died between their commits, undone by the sweep of one process and of two.
 
     python benchmarks/sagas.py [--parts cost,single,recovery] [--threads 1,8] [--rounds 15] [--crashed 10000]
+                               [--round-trip-ms 0]
+
+`--round-trip-ms` puts a way between this process and the servers, as a network does; on one machine there is none.
 
 CROSSTIE_BENCH_POSTGRESQL_URL and CROSSTIE_BENCH_MARIADB_URL name servers on which a database crosstie_bench_sagas may
 be made and dropped. Two-phase commit is left out where PostgreSQL has max_prepared_transactions = 0.
@@ -35,6 +38,7 @@ from versions import versions
 os.environ.setdefault("CROSSTIE_BENCH_DATABASE", "crosstie_bench_sagas")
 
 from carriers import place
+from carriers.distance import at_distance
 from rivals import blocks
 from rivals.raw import HandWritten, RawTransactions, TwoPhase
 
@@ -53,6 +57,11 @@ Work = Callable[[int], Callable[[], None]]
 def main() -> None:
     """Measure and print."""
     options = _options()
+    with at_distance(options.round_trip_ms):
+        _measure(options)
+
+
+def _measure(options: argparse.Namespace) -> None:
     place.create_databases()
     os.environ.update(place.environment())
     try:
@@ -61,6 +70,8 @@ def main() -> None:
             create_tables(ConnectionManager.get(name))
         blocks.create(rows=max(map(int, options.threads.split(","))))
         print(versions("sqlalchemy", "psycopg", "PyMySQL", "dbos"))
+        if options.round_trip_ms:
+            print(f"a way to the servers and back takes {options.round_trip_ms:g} ms longer than on this machine")
         for part in options.parts.split(","):
             print(f"\n## {part}\n", flush=True)
             _RUN[part](options)
@@ -75,6 +86,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--threads", default="1,8")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--crashed", type=int, default=10_000)
+    parser.add_argument("--round-trip-ms", type=float, default=0.0)
     return parser.parse_args()
 
 

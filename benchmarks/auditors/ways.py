@@ -141,6 +141,7 @@ CHANGED: Final = 10_000
 PREPARATIONS: Final[dict[str, Callable[[Case], None]]] = {"crosstie-changes": change}
 """What comes before a way in each round, in a process of its own, and is not measured."""
 IMPORTS: Final = {
+    "not-exists": ("psycopg",),
     "crosstie": ("crosstie.orm", "crosstie.orm.integrity", "psycopg", "pymysql"),
     "crosstie-words": ("crosstie.orm", "crosstie.orm.integrity", "psycopg", "pymysql"),
     "crosstie-changes": ("crosstie.workers.audit", "psycopg", "pymysql"),

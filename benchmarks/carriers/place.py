@@ -10,8 +10,8 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy.dialects import mysql
 
-SOURCE_URL: Final = os.environ.get("CROSSTIE_BENCH_POSTGRESQL_URL", "postgresql://root@127.0.0.1:5432/test")
-TARGET_URL: Final = os.environ.get("CROSSTIE_BENCH_MARIADB_URL", "mariadb://root@127.0.0.1:3306/test")
+SOURCE_URL = os.environ.get("CROSSTIE_BENCH_POSTGRESQL_URL", "postgresql://root@127.0.0.1:5432/test")
+TARGET_URL = os.environ.get("CROSSTIE_BENCH_MARIADB_URL", "mariadb://root@127.0.0.1:3306/test")
 REDIS_URL: Final = os.environ.get("CROSSTIE_BENCH_REDIS_URL", "redis://127.0.0.1:6379/9")
 NAME: Final = os.environ.get("CROSSTIE_BENCH_DATABASE", "crosstie_bench_outbox")
 QUEUE: Final = f"{NAME}-queue"
