@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import sys
-from contextlib import closing
+from contextlib import ExitStack, closing
 from decimal import Decimal
+from threading import Thread
 
 import pytest
 
 from bench.databases import Pair
 from bench.faults import crash_at
+from bench.waiting import PATIENCE_S
 from crosstie.orm.faults import FAULT_POINTS, FaultInjected, armed
-from crosstie.sagas import cohort, compensation, saga, sweep_effects, sweep_sagas
+from crosstie.sagas import cohort, compensation, resolve_saga, saga, sweep_effects, sweep_sagas
 from crosstie.sagas.inspection import find_unfinished
 from sagas.shop import Order, Stock, contents, create_shop, saga_states, sweep_until_quiet
 
@@ -59,6 +61,72 @@ def test_sagas_that_wrote_the_same_row_are_undone_the_last_one_first(shop: Pair)
 
     assert contents(shop.by_name) == before
     assert saga_states(shop.by_name) == {"default": ["finished"] * COUNT, "secondary": ["undone"] * COUNT}
+
+
+def test_the_order_is_that_of_the_writes_and_not_of_the_beginnings(shop: Pair) -> None:
+    """A saga that began before another may have written the same row after it: its write is undone first."""
+    before = contents(shop.by_name)
+    with (
+        ExitStack() as faults,
+        pytest.raises(FaultInjected),
+        saga("began first", home="default", expiry_s=-1),
+    ):
+        thread = Thread(target=crash, args=(1,))
+        thread.start()
+        thread.join(PATIENCE_S)
+        faults.enter_context(crash_at("saga.branch-committed"))
+        faults.enter_context(crash_at("recovery.before-decision"))
+        stock = Stock.find_by(sku="change")
+        assert stock is not None
+        stock.update(reserved=stock.reserved + 2)
+        Order(sku="late", amount=Decimal(1)).save()
+
+    sweep_until_quiet(shop.by_name)
+
+    assert contents(shop.by_name) == before
+    assert find_unfinished()[0] == []
+
+
+@pytest.mark.parametrize("same_millisecond", [False, True])
+def test_an_undo_waits_for_the_saga_that_wrote_the_row_after_it(shop: Pair, same_millisecond: bool) -> None:
+    """Whichever is found first: what it meets is no stranger's change, as long as that saga is unfinished."""
+    before = contents(shop.by_name)
+    first, second = crash(1), crash(2)
+    if same_millisecond:
+        shop.second.execute("UPDATE crosstie_saga SET created_at_ms = 1000")
+
+    assert resolve_saga(first, "default").deferred == 1
+    assert find_unfinished()[0] != []
+    assert not any(one.quarantined for one in find_unfinished()[0])
+    assert resolve_saga(second, "default").aborted == 1
+    assert resolve_saga(first, "default").aborted == 1
+    assert contents(shop.by_name) == before
+
+
+def test_nobody_waits_for_a_saga_that_is_quarantined_or_settled(shop: Pair) -> None:
+    """A stranger has changed the row of the later one: both are an operator's, the later one first."""
+    first, second = crash(1), crash(2)
+    shop.second.execute("UPDATE stock SET reserved = 99 WHERE sku = 'change'")
+
+    assert resolve_saga(first, "default").deferred == 1
+    assert resolve_saga(second, "default").quarantined == 1
+    assert resolve_saga(first, "default").quarantined == 1
+
+
+def test_two_of_one_millisecond_do_not_wait_for_each_other_for_ever(shop: Pair) -> None:
+    """Where both meet a stranger's change, neither knows that the other does."""
+    crash(1)
+    crash(2)
+    shop.second.execute("UPDATE crosstie_saga SET created_at_ms = 1000")
+    shop.second.execute("UPDATE stock SET reserved = 99 WHERE sku = 'change'")
+
+    reports = []
+    for _ in range(4):
+        reports.append(sweep_sagas("secondary"))
+        shop.second.execute("UPDATE crosstie_saga SET next_at_ms = 0")
+
+    assert [report.deferred for report in reports] == [2, 2, 2, 0]
+    assert [report.quarantined for report in reports] == [0, 0, 0, 2]
 
 
 def test_a_conflict_keeps_the_other_sagas_from_nothing(shop: Pair) -> None:

@@ -26,6 +26,7 @@ __all__ = [
     "SagaTimedOut",
     "TwoPhaseUnavailable",
     "UndoConflict",
+    "UndoWaits",
     "in_doubt_of_home",
 ]
 
@@ -157,6 +158,12 @@ class UndoConflict(RowConflict):
     """A row was changed by somebody else after the saga had written it; nothing was overwritten."""
 
     code = "saga.undo-conflict"
+
+
+class UndoWaits(SagaError):
+    """A row was changed by a later saga that is not finished: it comes first."""
+
+    code = "saga.undo-waits"
 
 
 class RedoConflict(RowConflict):

@@ -33,6 +33,7 @@ __all__ = [
     "insert",
     "insert_all",
     "insertion",
+    "later_logs",
     "lock",
     "lock_free",
     "move",
@@ -90,14 +91,23 @@ class SagaRecord:
     undo_log: str
     attempts: int
     quarantine: str | None
+    created_at_ms: int = 0
+    """By the participant's clock: in a branch, when its writes were all made and none of them could be seen yet."""
 
     @classmethod
     def from_row(cls, row: Any) -> SagaRecord:
         """From a row of `select(crosstie_saga)`."""
         header = SagaHeader(row.saga_id, row.name, row.home, tuple(json.loads(row.participants)), Mode(row.mode))
-        return cls(header, row.participant, row.state, row.undo_log, row.attempts, row.quarantine)
+        return cls(header, row.participant, row.state, row.undo_log, row.attempts, row.quarantine, row.created_at_ms)
+
+    @property
+    def age(self) -> tuple[int, str]:
+        """Sorts the records of one participant by their time: what was written later is undone first."""
+        return self.created_at_ms, self.header.saga_id
 
 
+_TIES_WAIT: Final = 3
+"""Two branches of one millisecond may each take the other for the later one, and must not wait for ever."""
 UNSETTLED: Final = ("applied", "owed")
 """States of a record whose quarantine an operator decides about."""
 
@@ -202,6 +212,31 @@ def lock_free(connection: sa.Connection, saga_ids: Collection[str], participant:
     """A participant's records in these sagas that nobody else has locked, locked until the transaction ends."""
     query = sa.select(records).where(_keys(saga_ids, participant)).with_for_update(skip_locked=True)
     return [SagaRecord.from_row(row) for row in connection.execute(query)]
+
+
+def later_logs(connection: sa.Connection, saga_id: str, participant: str, part: str) -> list[tuple[str, str]]:
+    """Ids and logs of branches that came after this saga's, are applied, not quarantined, and have `part` in their log.
+
+    Those of the same millisecond count as later, until this saga's record has been put off a few times.
+    """
+    own = records.alias("own")
+    query = (
+        sa.select(records.c.saga_id, records.c.undo_log)
+        .join(own, sa.and_(own.c.saga_id == saga_id, own.c.step == BLOCK_STEP, own.c.participant == participant))
+        .where(
+            records.c.participant == participant,
+            records.c.saga_id != saga_id,
+            records.c.role == "branch",
+            records.c.state == "applied",
+            records.c.quarantine.is_(None),
+            sa.or_(
+                records.c.created_at_ms > own.c.created_at_ms,
+                sa.and_(records.c.created_at_ms == own.c.created_at_ms, own.c.attempts < _TIES_WAIT),
+            ),
+            records.c.undo_log.contains(part, autoescape=True),
+        )
+    )
+    return [(row.saga_id, row.undo_log) for row in connection.execute(query)]
 
 
 def move(connection: sa.Connection, saga_id: str, participant: str, before: str, after: str) -> bool:

@@ -18,7 +18,7 @@ from crosstie.orm.local_transaction import LocalTransaction
 from crosstie.orm.transaction import detached_transaction
 from crosstie.sagas import effect, image, record, withdrawal
 from crosstie.sagas.branch_id import BranchId
-from crosstie.sagas.errors import RowConflict
+from crosstie.sagas.errors import RowConflict, UndoWaits
 from crosstie.sagas.lock_wait import limit_lock_waits
 from crosstie.sagas.logged_row import Entry
 from crosstie.sagas.owed import resolve_owed
@@ -141,6 +141,7 @@ def _resolve_branch(header: SagaHeader, branch: str, decision: Decision) -> str 
         try:
             return _undo_or_refuse(header, branch)
         except RowConflict as conflict:
+            _require_none_later(header, branch, conflict)
             _quarantine(header, branch, conflict)
             return str(conflict)
         except (DuplicateKey, CommitInDoubt):
@@ -186,7 +187,7 @@ def undo_all(tx: LocalTransaction, found: Sequence[SagaRecord], manner: Manner) 
     branch = tx.database.name
     writes: list[Entry] = []
     others: dict[str, list[Entry]] = {}
-    for one in sorted(found, key=lambda one: one.header.saga_id):  # by their time; the last writes are undone first
+    for one in sorted(found, key=lambda one: one.age):  # the last writes are undone first
         for entry in image.load(one.undo_log):
             own = entry["op"] in {withdrawal.EVENTS, withdrawal.LOCKS}
             (others.setdefault(one.header.saga_id, []) if own else writes).append(entry)
@@ -200,6 +201,19 @@ def undo_all(tx: LocalTransaction, found: Sequence[SagaRecord], manner: Manner) 
     tell_of_copies(tx, writes)
     record.move_all(tx.connection, [one.header.saga_id for one in found], branch, "applied", "undone")
     tx.mark_written()
+
+
+def _require_none_later(header: SagaHeader, branch: str, conflict: RowConflict) -> None:
+    """Raise UndoWaits where a saga that wrote the row after this one is unfinished: the conflict may be with it.
+
+    It will be undone itself, or settled, or quarantined; nobody waits for one that came before it.
+    """
+    database = ConnectionManager.get(branch)
+    with database.alone() as connection:
+        later = record.later_logs(connection, header.saga_id, branch, image.dump([conflict.key])[1:-1])
+    for saga_id, log in later:
+        if any(one.get("key") == conflict.key and one["table"] == conflict.table for one in image.load(log)):
+            raise UndoWaits(f"{conflict} Saga {saga_id} has written the row since, and is not finished itself.")
 
 
 def _quarantine(header: SagaHeader, branch: str, conflict: RowConflict) -> None:

@@ -94,8 +94,8 @@ def sweep_sagas(database_name: str, *, limit: int = 500) -> SweepReport:
             or (found.state == PREPARED and decided[found] is not None)
         ]
     down: set[str] = set()
-    # An id begins with its time. The latest sagas first: they may have written the rows of those before them.
-    unfinished.sort(key=lambda one: one.header.saga_id, reverse=True)
+    # The latest sagas first: they may have written the rows of those before them.
+    unfinished.sort(key=lambda one: one.age, reverse=True)
     apart = set(unfinished)
     for cohort in cohorts(unfinished):
         cohort.undo(down)
