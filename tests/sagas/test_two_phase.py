@@ -27,6 +27,7 @@ from bench.waiting import eventually
 from crosstie.orm import ConnectionManager
 from crosstie.orm.errors import DatabaseUnavailable, TransactionPoisoned
 from crosstie.orm.faults import FAULT_POINTS, armed
+from crosstie.orm.integrity import AuditState
 from crosstie.orm.local_transaction import LocalTransaction
 from crosstie.outbox import Event
 from crosstie.sagas import (
@@ -41,7 +42,10 @@ from crosstie.sagas import (
 )
 from crosstie.sagas.inspection import find_leftovers, find_saga, find_unfinished
 from crosstie.sagas.operation import end_now
+from crosstie.workers import audit_sagas
+from crosstie.workers.audit_sagas import TouchedBySagas
 from crosstie.workers.sagas_presentation import saga_lines
+from integrity.tables import linked
 from sagas.proxied import COMMIT
 from sagas.shop import Invoice, Order, Stock, contents, create_shop, saga_states
 from sagas.two_phase_program import order
@@ -305,6 +309,39 @@ def test_committed_outlives_what_is_prepared(shop: Pair) -> None:
     sweep_until_quiet(shop)
     shop.second.execute(age)
     assert prune("default") == prune("secondary") == 1
+
+
+@pytest.mark.parametrize("way", ["inserts", "deletes"])
+def test_an_audit_judges_no_row_whose_other_half_is_prepared(
+    shop: Pair, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Home shows its half, and no record tells of the rows of the other one, which nobody can see yet."""
+    monkeypatch.setattr(audit_sagas, "PREPARED_WAIT_S", 0.05)
+    world = linked(shop)
+    child, parent = world.reference.child.table, world.reference.parent.table
+    if way == "deletes":
+        shop.first.execute(f"INSERT INTO {child.name} (id, user_id) VALUES (1, 10)")
+        shop.second.execute(f"INSERT INTO {parent.name} (id) VALUES (10)")
+
+    def leave_half(home: str) -> None:
+        with (
+            armed("two-phase.home-committed", interrupt),
+            pytest.raises(KeyboardInterrupt),
+            saga("half", commit="two_phase", home=home, expiry_s=3600) as s,
+        ):
+            if way == "inserts":
+                s.connection("default").execute(sa.insert(child), {"id": 1, "user_id": 10})
+                s.connection("secondary").execute(sa.insert(parent), {"id": 10})
+            else:
+                s.connection("default").execute(sa.delete(child))
+                s.connection("secondary").execute(sa.delete(parent))
+
+    leave_half("default" if way == "inserts" else "secondary")
+    found = world.audit(suspects=TouchedBySagas())
+    assert (found.orphan_rows, found.deferred_rows) == (0, 1)
+
+    sweep_until_quiet(shop)
+    assert world.audit(suspects=TouchedBySagas()).state is AuditState.OK
 
 
 def test_a_block_that_writes_to_one_database_only_is_a_plain_commit(shop: Pair) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
@@ -15,9 +16,10 @@ from crosstie.outbox.tables import saga as records
 from crosstie.sagas.image import key_text, load
 from crosstie.sagas.preparable import prepared_branches
 
-__all__ = ["touched_keys", "touched_values"]
+__all__ = ["outlast_prepared", "touched_keys", "touched_values"]
 
 _MARGIN_MS: Final = 10_000
+_PAUSE_S: Final = 0.02
 
 
 def touched_keys(database_name: str, *, since_ms: int) -> set[tuple[str, tuple[str, ...]]]:
@@ -57,6 +59,20 @@ def touched_values(database_name: str, table: str, column: str, *, since_ms: int
             return None  # no image of a row that has come or gone
         found.update(key_text(value) for value in values if value is not None)
     return found
+
+
+def outlast_prepared(database_name: str, *, within_s: float) -> bool:
+    """Wait until the branches of sagas that are prepared in this database now have been ended; whether they have.
+
+    Those that are prepared meanwhile are not waited for. Raises DatabaseUnavailable.
+    """
+    database = ConnectionManager.get(database_name)
+    ends_at = time.monotonic() + within_s
+    waited_for = set(prepared_branches(database) or ())
+    while waited_for and time.monotonic() < ends_at:
+        time.sleep(_PAUSE_S)
+        waited_for &= set(prepared_branches(database) or ())
+    return not waited_for
 
 
 def _entries_since(database_name: str, since_ms: int) -> Iterator[dict[str, Any]]:

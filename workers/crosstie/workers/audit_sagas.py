@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Final
 
 from crosstie.orm.connection import ConnectionManager
 from crosstie.outbox.tables import has_tables
-from crosstie.sagas.touched import touched_keys, touched_values
+from crosstie.sagas.touched import outlast_prepared, touched_keys, touched_values
 
-__all__ = ["TouchedBySagas"]
+__all__ = ["PREPARED_WAIT_S", "TouchedBySagas"]
+
+PREPARED_WAIT_S: Final = 1.0
+"""A saga ends what it has prepared within milliseconds, unless its process or a server has died."""
 
 
 class TouchedBySagas:
@@ -29,6 +33,10 @@ class TouchedBySagas:
         if not self._knows(database_name):
             return ()
         return touched_values(database_name, table, column, since_ms=since_ms)
+
+    def outlast_prepared(self, database_name: str, /) -> bool:
+        """As the function of this name. Raises DatabaseUnavailable."""
+        return not self._knows(database_name) or outlast_prepared(database_name, within_s=PREPARED_WAIT_S)
 
     def _knows(self, database_name: str) -> bool:
         """A saga that writes to a database leaves its record there: without the table there is no saga."""

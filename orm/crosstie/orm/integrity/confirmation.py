@@ -5,6 +5,10 @@ unresolved saga has its row or its parent, its row is still there with the same 
 missing, its row is there again, and again no saga has them, those included that ended since the child was read. A
 saga's record becomes visible in the same commit as its writes: one that could mislead any of the reads is seen by one
 of the two looks at the records. Everything is read from primaries, outside any transaction.
+
+A saga that commits in two phases has no record of its rows. But it prepares its branches before home's commit shows
+any of its writes. So what is prepared at the other end, once one end has been read, is waited for before the other end
+is read; if it does not end, the candidates wait.
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ from crosstie.orm.integrity.child import ChildColumn, KeyRows, RowKey
 from crosstie.orm.integrity.endpoint import AuditedReference
 from crosstie.orm.integrity.findings import Key
 from crosstie.orm.integrity.parent import ParentColumn
-from crosstie.orm.integrity.suspicion import Suspicion, TouchedKeys
+from crosstie.orm.integrity.suspicion import OutlastsPrepared, Suspicion, TouchedKeys
 from crosstie.orm.prepared import Prepared
 
 __all__ = ["Confirmation", "Confirmed", "Deferred", "Moment", "Verdict", "judge"]
@@ -85,18 +89,31 @@ class Confirmation:
     def _settle(self, keys: Sequence[Key], since: Moment, verdict: Verdict) -> None:
         suspicion = self.suspicion(since)
         stable: dict[Key, KeyRows] = {}
+        half_seen: set[Key] = set()
         for some in batches(keys, _KEYS_PER_LOOK):
             before = self.child.rows(some)
+            whole = not before or self._outlast_prepared(*(end.database for end in self.reference.parents))
             absent = self.parent.absent(list(before))
+            whole = whole and (not absent or self._outlast_prepared(self.child.database))
             after = self.child.rows(absent)
             stable |= {key: _in_both(before[key], rows) for key, rows in after.items()}
+            if not whole:
+                half_seen.update(absent)
         suspicion |= self.suspicion(since)
         for key, rows in stable.items():
             confirmed, deferred = judge(key, rows, suspicion)
+            if confirmed is not None and key in half_seen:
+                confirmed, deferred = None, Deferred(key, rows.total)
             if confirmed is not None:
                 verdict.orphans.append(confirmed)
             if deferred is not None:
                 verdict.deferred.append(deferred)
+
+    def _outlast_prepared(self, *databases: Database) -> bool:
+        """Whether all that is prepared there now has ended, a moment later at most."""
+        if not isinstance(self.touched, OutlastsPrepared):
+            return True
+        return all(self.touched.outlast_prepared(name) for name in {database.name for database in databases})
 
     def suspicion(self, since: Moment) -> Suspicion:
         """What sagas have in their hands at both ends, or had since then."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from crosstie.orm.integrity.catalog import Equality
 from crosstie.orm.integrity.endpoint import AuditedReference, Endpoint
@@ -16,7 +16,7 @@ from crosstie.orm.integrity.findings import Key
 from crosstie.orm.integrity.storage import KeyStorage
 from crosstie.orm.spelling import spell
 
-__all__ = ["NO_SAGAS", "Suspicion", "TouchedKeys"]
+__all__ = ["NO_SAGAS", "OutlastsPrepared", "Suspicion", "TouchedKeys"]
 
 
 class TouchedKeys(Protocol):
@@ -24,6 +24,14 @@ class TouchedKeys(Protocol):
 
     def __call__(self, database_name: str, /, *, since_ms: int) -> Collection[tuple[str, tuple[str, ...]]]:
         """`since_ms` is by that database's clock."""
+
+
+@runtime_checkable
+class OutlastsPrepared(Protocol):
+    """What an answerer of touched keys may know besides: transactions decided elsewhere and not seen here yet."""
+
+    def outlast_prepared(self, database_name: str, /) -> bool:
+        """Wait a moment until what is prepared in this database now has ended; whether it has."""
 
 
 def NO_SAGAS(database_name: str, /, *, since_ms: int) -> Collection[tuple[str, tuple[str, ...]]]:  # noqa: N802
