@@ -28,7 +28,7 @@ CRASH_PAIRS: Final[list[tuple[DatabaseKind, DatabaseKind]]] = [
     ("mariadb", "postgresql"),
 ]
 CHILDREN: Final = pytest.StashKey[list[Child]]()
-TRIOS: Final = [KINDS[turn:] + KINDS[:turn] for turn in range(3)]
+TRIOS: Final = [(*KINDS[turn:], *KINDS[:turn]) for turn in range(3)]
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
@@ -39,9 +39,9 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the pairs that are not in turn, where pairs take turns."""
+    """Leave out the pairs and trios that are not in turn, where they take turns."""
     if turns.turns_are_taken():
-        items[:], out = turns.leave_out(items, {"pair": PAIRS, "crash_pair": CRASH_PAIRS})
+        items[:], out = turns.leave_out(items, {"pair": PAIRS, "crash_pair": CRASH_PAIRS, "trio": TRIOS})
         config.hook.pytest_deselected(items=out)
 
 

@@ -224,8 +224,8 @@ def test_a_client_that_arrives_at_the_moment_of_the_cut_is_reset_and_its_socket_
                 client.settimeout(60)
                 with suppress(ConnectionResetError):
                     assert client.recv(1) == b""
-            gc.collect()  # an unclosed socket is a warning, and that an error
             proxy.heal()
+    gc.collect()  # an unclosed socket is a warning, and that an error
 
 
 def test_a_proxy_before_a_dead_server_resets_its_clients() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from bench.processes import Child
 from bench.turns import kept, turns_are_taken
-from conftest import CRASH_PAIRS, PAIRS
+from conftest import CRASH_PAIRS, PAIRS, TRIOS
 
 PROGRAM = """
 import pytest
@@ -25,12 +25,14 @@ def test_over_its_own(pair): pass
 
 def test_over_crash_pairs(crash_pair): pass
 
+def test_over_trios(trio): pass
+
 def test_over_none(): pass
 """
 
 
-@pytest.mark.parametrize("pairs", [PAIRS, CRASH_PAIRS])
-def test_every_pair_has_its_share_of_the_tests(pairs: list[tuple[str, str]]) -> None:
+@pytest.mark.parametrize("pairs", [PAIRS, CRASH_PAIRS, TRIOS])
+def test_every_pair_has_its_share_of_the_tests(pairs: list[tuple[str, ...]]) -> None:
     """None is chosen by less than half, or more than twice, of what would be fair."""
     choices = Counter(kept(f"test_{number}", pairs) for number in range(700))
     assert set(choices) == set(pairs)
@@ -49,7 +51,7 @@ def test_turns_are_taken_in_continuous_integration_or_when_asked_for() -> None:
         turns_are_taken({"CROSSTIE_TEST_PAIRS": "some"})
 
 
-@pytest.mark.parametrize(("said", "count"), [("all", 7 + 21 + 3 + 3 + 1), ("turns", 1 + 3 + 3 + 1 + 1)])
+@pytest.mark.parametrize(("said", "count"), [("all", 7 + 21 + 3 + 3 + 3 + 1), ("turns", 1 + 3 + 3 + 1 + 1 + 1)])
 def test_a_run_collects_those_in_turn(said: str, count: int, tmp_path: Path) -> None:
     """A test that names its pairs keeps them."""
     tests = tmp_path / "test_some.py"

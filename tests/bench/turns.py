@@ -1,6 +1,6 @@
-"""In continuous integration, a test over all pairs of databases is run over some of them: pairs take turns.
+"""In continuous integration, a test over all pairs or trios of databases is run over one: they take turns.
 
-Each test keeps one pair, which depends on its name alone, so all pairs have about as many tests. `CROSSTIE_TEST_PAIRS`
+Each test keeps one, which depends on its name alone, so all have about as many tests. `CROSSTIE_TEST_PAIRS`
 says `all` or `turns`.
 """
 
@@ -27,19 +27,19 @@ def turns_are_taken(environment: Mapping[str, str] = os.environ) -> bool:
     return said == "turns"
 
 
-def kept(test: str, pairs: Sequence[tuple[str, str]]) -> tuple[str, str]:
+def kept(test: str, pairs: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
     """The one of the pairs over which this test is run."""
     return pairs[zlib.crc32(test.encode()) % len(pairs)]
 
 
 def leave_out(
-    items: list[pytest.Item], families: Mapping[str, Sequence[tuple[str, str]]]
+    items: list[pytest.Item], families: Mapping[str, Sequence[tuple[str, ...]]]
 ) -> tuple[list[pytest.Item], list[pytest.Item]]:
     """Part tests into those that are run and those whose pair is not in turn.
 
     `families` are all pairs of a fixture. A test that names its pairs itself, and not all of them, keeps them all.
     """
-    members: dict[tuple[str, str], list[tuple[pytest.Item, tuple[str, str]]]] = defaultdict(list)
+    members: dict[tuple[str, str], list[tuple[pytest.Item, tuple[str, ...]]]] = defaultdict(list)
     for item in items:
         found = _pair_of(item, families)
         if found is not None:
@@ -53,7 +53,7 @@ def leave_out(
     return [item for item in items if item not in out], [item for item in items if item in out]
 
 
-def _pair_of(item: pytest.Item, fixtures: Mapping[str, object]) -> tuple[str, str, tuple[str, str]] | None:
+def _pair_of(item: pytest.Item, fixtures: Mapping[str, object]) -> tuple[str, str, tuple[str, ...]] | None:
     """The fixture, the test's name without the pair, and the pair; None for a test over no pair."""
     params = getattr(getattr(item, "callspec", None), "params", {})
     for fixture in fixtures:

@@ -265,16 +265,13 @@ def test_a_declared_column_that_is_not_there_is_named(letters: TestDatabase) -> 
     assert letters.scalar("SELECT count(*) FROM letters") == 1
 
 
-def test_trigger_columns_are_a_tuple_of_names(configured_database: TestDatabase) -> None:
+def test_trigger_columns_are_a_tuple_of_names() -> None:
     """A text is a tuple of its letters to Python, and refused."""
-
-    class Wrong(IntegerPKMixin, ActiveRecord):
-        __table_name__ = "letters"
-        __connection__ = "default"
-        __trigger_columns__ = "note"  # type: ignore[assignment]
-
-        id: int | None = None
-
-    del configured_database
     with pytest.raises(ModelDefinitionError, match=r"__trigger_columns__ to be a tuple .* found 'note'"):
-        Wrong.find_by(id=1)
+
+        class Wrong(IntegerPKMixin, ActiveRecord):
+            __table_name__ = "letters"
+            __connection__ = "default"
+            __trigger_columns__ = "note"  # type: ignore[assignment]
+
+            id: int | None = None

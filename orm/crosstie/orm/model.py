@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from crosstie.orm import collection, persistence, related, schema, upserting
 from crosstie.orm import state as record_state
 from crosstie.orm.callback import Operation, callbacks_of
-from crosstie.orm.declaration import connection_of, relations_of, table_name_of
+from crosstie.orm.declaration import connection_of, relations_of, table_name_of, trigger_columns_of
 from crosstie.orm.errors import FieldNotLoaded, InvalidQuery, ModelDefinitionError, RecordNotFound, StaleRecord
 from crosstie.orm.incrementing import increment
 from crosstie.orm.local_transaction import LocalTransaction
@@ -100,6 +100,7 @@ class ActiveRecord(BaseModel):
         super().__pydantic_init_subclass__(**kwargs)
         if cls.is_mapped():
             connection_of(cls)
+        trigger_columns_of(cls)
         private = cls.__private_attributes__
         _refuse_taken(
             cls,
