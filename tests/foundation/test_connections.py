@@ -6,6 +6,7 @@ import pickle
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,35 @@ def test_a_lock_that_is_not_released_is_a_timeout(database: TestDatabase) -> Non
         with pytest.raises(LockTimeout) as blocked:
             _run("UPDATE t SET id = 3")
     assert blocked.value.retryable
+
+
+@pytest.mark.parametrize(
+    ("kind", "shown", "expected"),
+    [
+        ("postgresql", "SHOW lock_timeout", ["50s", "7s", "200ms"]),
+        ("mariadb", "SELECT @@SESSION.innodb_lock_wait_timeout", [50, 7, 1]),
+    ],
+)
+def test_every_wait_for_a_lock_ends_by_itself(
+    kind: DatabaseKind, shown: str, expected: list[object], tmp_path: Path
+) -> None:
+    """Also where the server would wait for ever: what two transactions hold in two databases, no server knows of."""
+    with fresh_database(kind, tmp_path) as database:
+        for lock_timeout_s, bound in zip((None, 7, 0.2), expected, strict=True):
+            ConnectionManager.configure({"default": database.config | {"lock_timeout_s": lock_timeout_s}})
+            with suppress(ZeroDivisionError), detached_transaction("default") as tx:
+                tx.connection.execute(sa.select(1))
+                raise ZeroDivisionError  # a rollback does not take it back
+            with detached_transaction("default") as tx, statement_connection("default", write=False) as alone:
+                assert [one.execute(sa.text(shown)).scalar() for one in (tx.connection, alone)] == [bound, bound]
+
+
+def test_a_shorter_wait_that_the_server_has_stays(tmp_path: Path) -> None:
+    """As the role, the database or the options of the connection have it."""
+    with fresh_database("postgresql", tmp_path) as database:
+        ConnectionManager.configure({"default": database.config | {"options": {"options": "-c lock_timeout=70"}}})
+        with detached_transaction("default") as tx:
+            assert tx.connection.execute(sa.text("SHOW lock_timeout")).scalar() == "70ms"
 
 
 def test_an_exhausted_pool_says_which_and_what_to_do(database: TestDatabase) -> None:

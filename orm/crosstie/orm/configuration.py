@@ -69,6 +69,7 @@ class ConnectionSettings(_Section):
     pool_recycle_s: Annotated[int, Field(gt=0)] = 1800
     connect_timeout_s: Annotated[int, Field(ge=1)] = 5
     busy_timeout_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 10.0
+    lock_timeout_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     read_your_writes_s: Annotated[float, Field(ge=0)] = 2.0
     options: dict[str, str | int | float | bool | None] = Field(default_factory=dict, repr=False)
 

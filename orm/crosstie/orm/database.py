@@ -22,7 +22,7 @@ from crosstie.orm.answer import Answer
 from crosstie.orm.configuration import ConnectionSettings
 from crosstie.orm.driver_errors import MappedErrors
 from crosstie.orm.liveness import Liveness
-from crosstie.orm.lock_wait import obeys, watch_sessions
+from crosstie.orm.lock_wait import bound_every_wait, obeys, watch_sessions
 from crosstie.orm.pool import ENDED, RestingPool, pool_of
 from crosstie.orm.prepared import Prepared
 from crosstie.orm.statement_limit import watch_statements
@@ -215,6 +215,8 @@ class Database:
             _prepare_sqlite(engine, settings, autocommit=autocommit)
         elif settings.driver != "postgresql":
             _lift_read_timeout(engine, settings)
+        if settings.driver != "sqlite":
+            bound_every_wait(engine, settings.lock_timeout_s)
         if not autocommit:
             _reset_unless_ended(engine)
         self.liveness.watch(engine)

@@ -7,6 +7,7 @@ not.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from sqlalchemy import event
 from sqlalchemy.dialects.postgresql import INTERVAL
 from sqlalchemy.pool import ConnectionPoolEntry
 
-__all__ = ["BOUND", "bound_of", "bounded_sessions", "obeys", "watch_sessions"]
+__all__ = ["BOUND", "bound_every_wait", "bound_of", "bounded_sessions", "obeys", "watch_sessions"]
 
 _FOUND: Final = "crosstie.lock_wait_found"
 _SET: Final = "crosstie.lock_wait_set"
@@ -35,6 +36,8 @@ _SESSION: Final = {
     "mysql": ("SELECT @@SESSION.innodb_lock_wait_timeout", "SET SESSION innodb_lock_wait_timeout", 1.0),
 }
 """How a session is asked for its bound and told another, and the unit in seconds."""
+_UNBOUNDED_S: Final = 50.0
+"""What MySQL and MariaDB have by default."""
 BOUND: Final = _bound()
 """In a query of one row on PostgreSQL: its transaction waits for no lock longer than `lock_wait` from now on.
 
@@ -45,6 +48,32 @@ Not longer either than the configuration of the connection has it.
 def bound_of(seconds: float) -> dict[str, str]:
     """The parameter of BOUND."""
     return {"lock_wait": f"{max(1, int(seconds * 1000))}ms"}
+
+
+def bound_every_wait(engine: sa.Engine, seconds: float | None) -> None:
+    """Have the sessions of PostgreSQL, MySQL or MariaDB wait for no lock longer than this.
+
+    None: as long as the server has it; on PostgreSQL, if it has no bound, as long as the others have it by default. Two
+    transactions may wait for each other across two databases, where no server sees that they do.
+    """
+    postgresql = engine.dialect.name == "postgresql"
+    if seconds is None and not postgresql:
+        return
+
+    def connected(dbapi_connection: Any, _: ConnectionPoolEntry) -> None:
+        cursor = dbapi_connection.cursor()
+        try:
+            if not postgresql:
+                cursor.execute(f"SET SESSION innodb_lock_wait_timeout = {max(1, math.ceil(seconds or 0))}")
+                return
+            wanted = f"{math.ceil((seconds or _UNBOUNDED_S) * 1000)}ms"
+            where = "" if seconds is not None else " WHERE current_setting('lock_timeout') = '0'"
+            cursor.execute(f"SELECT set_config('lock_timeout', %s, false){where}", (wanted,))
+            dbapi_connection.commit()  # else a rollback takes it back
+        finally:
+            cursor.close()
+
+    event.listen(engine, "connect", connected)
 
 
 class _Wanted(threading.local):
