@@ -6,8 +6,8 @@ The page is a tree of elements that a serialiser writes out, so no text of a dat
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
-from collections.abc import Mapping, Sequence
-from typing import Final
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final, Protocol, TypeVar
 
 from crosstie.orm.integrity import AuditResult, AuditState, Finding, key_text
 from crosstie.orm.integrity.counters import CounterResult
@@ -19,6 +19,17 @@ from crosstie.workers.audit_leftovers import AuditedLeftovers
 from crosstie.workers.audit_report import AuditReport
 
 __all__ = ["audit_page"]
+
+
+class _Audited(Protocol):
+    @property
+    def state(self) -> AuditState: ...
+
+    @property
+    def reason(self) -> str | None: ...
+
+
+_Check = TypeVar("_Check", bound=_Audited)
 
 _SYMBOLS: Final = {AuditState.OK: "✓", AuditState.FINDINGS: "!", AuditState.INCOMPLETE: "?"}
 _HEADLINES: Final = {
@@ -169,97 +180,56 @@ def _samples(rows: ET.Element, findings: Sequence[Finding]) -> None:
         told.add(one.query)
 
 
-def _unique(body: ET.Element, columns: Sequence[UniquenessResult]) -> None:
-    if not columns:
+def _checks(
+    body: ET.Element, title: str, subject: str, audited: Sequence[_Check], name: str = "name"
+) -> Iterator[tuple[_Check, ET.Element]]:
+    """A section with a row for each check, of which it yields the cell for what was found; none for none."""
+    if not audited:
         return
     section = _add(body, "section")
-    _add(section, "h2", "Values in one database only")
+    _add(section, "h2", title)
     table = _add(_add(section, "div", class_="scroll"), "table")
     heads = _add(_add(table, "thead"), "tr")
-    for head in ("column", "state", "what was found"):
+    for head in (subject, "state", "what was found"):
         _add(heads, "th", head)
     rows = _add(table, "tbody")
-    for one in columns:
+    for one in audited:
         row = _add(rows, "tr")
-        _add(row, "td", one.name, class_="name")
+        _add(row, "td", getattr(one, name), class_="name")
         _state(_add(row, "td"), one.state)
-        found = f"{one.duplicates:,} of {one.keys_checked:,} values are in two databases"
-        _add(row, "td", one.reason or found)
+        yield one, _add(row, "td", one.reason or "")
+
+
+def _unique(body: ET.Element, columns: Sequence[UniquenessResult]) -> None:
+    for one, cell in _checks(body, "Values in one database only", "column", columns):
+        cell.text = one.reason or f"{one.duplicates:,} of {one.keys_checked:,} values are in two databases"
 
 
 def _copies(body: ET.Element, copies: Sequence[AuditedCopies]) -> None:
-    if not copies:
-        return
-    section = _add(body, "section")
-    _add(section, "h2", "Denormalised columns")
-    table = _add(_add(section, "div", class_="scroll"), "table")
-    heads = _add(_add(table, "thead"), "tr")
-    for head in ("copies by", "state", "what was found"):
-        _add(heads, "th", head)
-    rows = _add(table, "tbody")
-    for one in copies:
-        row = _add(rows, "tr")
-        _add(row, "td", one.name, class_="name")
-        _state(_add(row, "td"), one.state)
-        found = "" if one.found is None else f"{one.found.differing:,} of {one.found.rows:,} rows differ"
-        _add(row, "td", one.reason or found)
+    for one, cell in _checks(body, "Denormalised columns", "copies by", copies):
+        if one.reason is None and one.found is not None:
+            cell.text = f"{one.found.differing:,} of {one.found.rows:,} rows differ"
 
 
 def _types(body: ET.Element, results: Sequence[TypesResult]) -> None:
-    if not results:
-        return
-    section = _add(body, "section")
-    _add(section, "h2", "Types of polymorphic references")
-    table = _add(_add(section, "div", class_="scroll"), "table")
-    heads = _add(_add(table, "thead"), "tr")
-    for head in ("column", "state", "what was found"):
-        _add(heads, "th", head)
-    rows = _add(table, "tbody")
-    for one in results:
-        row = _add(rows, "tr")
-        _add(row, "td", one.name, class_="name")
-        _state(_add(row, "td"), one.state)
-        cell = _add(row, "td", one.reason or ("" if one.findings else "every type is known"))
+    for one, cell in _checks(body, "Types of polymorphic references", "column", results):
+        cell.text = one.reason or ("" if one.findings else "every type is known")
         for found in one.findings:
             line = _add(cell, "div", f"unknown type {found.value!r} in {found.rows:,} rows: ")
             _add(line, "code", found.query)
 
 
 def _counters(body: ET.Element, results: Sequence[CounterResult], sample: int) -> None:
-    if not results:
-        return
-    section = _add(body, "section")
-    _add(section, "h2", "Counter caches")
-    table = _add(_add(section, "div", class_="scroll"), "table")
-    heads = _add(_add(table, "thead"), "tr")
-    for head in ("counter", "state", "what was found"):
-        _add(heads, "th", head)
-    rows = _add(table, "tbody")
-    for one in results:
-        row = _add(rows, "tr")
-        _add(row, "td", one.name, class_="name")
-        _state(_add(row, "td"), one.state)
-        cell = _add(row, "td", one.reason or f"{one.differing:,} of {one.parents_checked:,} counters are wrong")
+    for one, cell in _checks(body, "Counter caches", "counter", results):
+        cell.text = one.reason or f"{one.differing:,} of {one.parents_checked:,} counters are wrong"
         for found in one.findings[:sample]:
             key = ", ".join(f"{name}={value}" for name, value in found.parent_key.items())
             _add(cell, "div", f"{key}: {found.expected} children, and the column says {found.found}")
 
 
 def _leftovers(body: ET.Element, audited: Sequence[AuditedLeftovers], sample: int) -> None:
-    if not audited:
-        return
-    section = _add(body, "section")
-    _add(section, "h2", "Leftovers of sagas")
-    table = _add(_add(section, "div", class_="scroll"), "table")
-    heads = _add(_add(table, "thead"), "tr")
-    for head in ("database", "state", "what was found"):
-        _add(heads, "th", head)
-    rows = _add(table, "tbody")
-    for one in audited:
-        row = _add(rows, "tr")
-        _add(row, "td", one.database, class_="name")
-        _state(_add(row, "td"), one.state)
-        cell = _add(row, "td", one.reason or ("" if one.found else "nothing"))
+    for one, cell in _checks(body, "Leftovers of sagas", "database", audited, name="database"):
+        cell.text = one.reason or ("" if one.found else "nothing")
         for found in one.found[:sample]:
             _add(cell, "div", f"{found.kind}: {found.saga_id}: {found.message}")
         if len(one.found) > sample:
