@@ -27,6 +27,7 @@ from crosstie.orm.transaction import detached_transaction, statement_connection
         ("pool_recycle_s", 0),
         ("connect_timeout_s", 0),
         ("busy_timeout_s", 0),
+        ("lock_timeout_s", 0),
         ("busy_timeout_s", float("inf")),
         ("read_your_writes_s", -1),
     ],
