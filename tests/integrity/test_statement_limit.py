@@ -16,6 +16,7 @@ from crosstie.orm.errors import StatementTimeout
 from crosstie.orm.integrity import AuditPhase, AuditProgress, AuditState, Strategy, audit_chunk, plan_audit
 from crosstie.orm.integrity.scan import Ends, KeyScan, Page
 from crosstie.orm.integrity.strategies import choose_scan
+from crosstie.orm.prepared import Prepared
 from crosstie.orm.statement_limit import limited_statements
 from crosstie.workers.audit import run_audit
 from integrity.blog import Blog
@@ -35,6 +36,22 @@ READ = {
 def limit_of(database: Database) -> float:
     """Seconds that a statement may take now; 0: no limit."""
     return float(database.rows(sa.text(READ[database.kind]))[0][0])
+
+
+@SERVED
+def test_a_connection_that_rests_has_the_limit_of_who_takes_it_next(configured: Pair) -> None:
+    """Prepared statements take connections that have just been used, past the pool's queue."""
+    for name, one in configured.by_name.items():
+        database = ConnectionManager.get(name)
+        limit = Prepared(sa.text(READ[one.kind]).columns(sa.column("seconds")))
+
+        def read(database: Database = database, limit: Prepared = limit) -> float:
+            return float(database.prepared(limit, {}).rows[0][0])
+
+        assert read() == 0
+        with limited_statements(7.5):
+            assert [read(), read()] == [7.5, 7.5]
+        assert [read(), read()] == [0, 0]
 
 
 @SERVED

@@ -22,7 +22,7 @@ from crosstie.orm.answer import Answer
 from crosstie.orm.configuration import ConnectionSettings
 from crosstie.orm.driver_errors import MappedErrors
 from crosstie.orm.liveness import Liveness
-from crosstie.orm.lock_wait import bound_every_wait, obeys, watch_sessions
+from crosstie.orm.lock_wait import bound_every_wait, watch_sessions
 from crosstie.orm.pool import ENDED, RestingPool, pool_of
 from crosstie.orm.prepared import Prepared
 from crosstie.orm.statement_limit import watch_statements
@@ -134,8 +134,7 @@ class Database:
 
     def give_back(self, connection: sa.Connection) -> None:
         """Close a connection that was taken."""
-        pool: Any = connection.engine.pool
-        pool.give_back(connection)
+        pool_of(connection.engine).give_back(connection)
 
     @contextmanager
     def alone(self) -> Iterator[sa.Connection]:
@@ -224,7 +223,6 @@ class Database:
             watch_statements(engine, self.kind)
         if not autocommit and self.capabilities.bounds_lock_waits == "session":
             watch_sessions(engine)
-            pool_of(engine).suits = obeys
         for listener in self.on_engine:
             listener(self, engine)
         pool_of(engine).expect_listeners()

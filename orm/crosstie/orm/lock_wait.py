@@ -18,7 +18,9 @@ from sqlalchemy import event
 from sqlalchemy.dialects.postgresql import INTERVAL
 from sqlalchemy.pool import ConnectionPoolEntry
 
-__all__ = ["BOUND", "bound_every_wait", "bound_of", "bounded_sessions", "obeys", "watch_sessions"]
+from crosstie.orm.pool import pool_of
+
+__all__ = ["BOUND", "bound_every_wait", "bound_of", "bounded_sessions", "watch_sessions"]
 
 _FOUND: Final = "crosstie.lock_wait_found"
 _SET: Final = "crosstie.lock_wait_set"
@@ -124,3 +126,4 @@ def watch_sessions(engine: sa.Engine) -> None:
         entry.info[_SET] = wanted
 
     event.listen(engine, "checkout", taken)
+    pool_of(engine).suits = obeys

@@ -6,7 +6,7 @@ the same, and is set back for the first who does not: so a limit costs nothing o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -15,6 +15,8 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.pool import ConnectionPoolEntry
+
+from crosstie.orm.pool import pool_of
 
 __all__ = ["limited_statements", "watch_statements"]
 
@@ -58,6 +60,11 @@ def limited_statements(seconds: float | None) -> Iterator[None]:
         _wanted.reset(token)
 
 
+def obeys(info: Mapping[Any, Any]) -> bool:
+    """Whether the session of a connection with this info has the limit that the thread or task wants."""
+    return bool(info.get(_SET) == _wanted.get())
+
+
 def watch_statements(engine: sa.Engine, kind: str) -> None:
     """Have the engine's connections to a server of this kind obey, when they are taken from its pool."""
     variable = _VARIABLES.get(kind)
@@ -65,9 +72,9 @@ def watch_statements(engine: sa.Engine, kind: str) -> None:
         return
 
     def taken(dbapi_connection: Any, entry: ConnectionPoolEntry, _: Any) -> None:
-        wanted = _wanted.get()
-        if entry.info.get(_SET) == wanted:
+        if obeys(entry.info):
             return
+        wanted = _wanted.get()
         cursor = dbapi_connection.cursor()
         try:
             if _FOUND not in entry.info:
@@ -81,3 +88,4 @@ def watch_statements(engine: sa.Engine, kind: str) -> None:
         entry.info[_SET] = wanted
 
     event.listen(engine, "checkout", taken)
+    pool_of(engine).suits = obeys
