@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +12,15 @@ import sqlalchemy as sa
 
 from bench.databases import Pair
 from crosstie.orm import ConnectionManager
-from crosstie.orm.integrity import AuditedReference, AuditResult, AuditScope, AuditState, plan_audit
+from crosstie.orm.integrity import (
+    AuditedReference,
+    AuditResult,
+    AuditScope,
+    AuditState,
+    audit_chunk,
+    part_of_plan,
+    plan_audit,
+)
 from crosstie.orm.reference import references
 from crosstie.workers import audit_chunks
 from crosstie.workers.audit import run_audit
@@ -19,7 +29,7 @@ from crosstie.workers.audit_record import last_runs, last_standing, open_run
 from crosstie.workers.audit_runner import help_audits
 from crosstie.workers.audit_triggers import create_noting, drop_noting
 from integrity.blog import USERS, Blog
-from integrity.tables import TEXT_TYPES, UUID_TYPES, Linked, linked, orphans
+from integrity.tables import INTEGER_TYPES, TEXT_TYPES, UUID_TYPES, Linked, linked, orphans
 
 PART, CHANGES, FULL = AuditScope.PART, AuditScope.CHANGES, AuditScope.FULL
 ONE = pytest.mark.parametrize("pair", [("sqlite", "postgresql")], indirect=True, ids="-".join)
@@ -34,10 +44,10 @@ def large(world: Linked) -> Linked:
     return world
 
 
-def fill(world: Linked, key: Any = int) -> None:
+def fill(world: Linked, key: Any = int, numbers: Sequence[int] = KEYS) -> None:
     """Each post is of a user of its own; how many there are, the servers know."""
-    world.register(key(number) for number in KEYS if number not in ORPHANS)
-    world.post([(number, key(number)) for number in KEYS])
+    world.register(key(number) for number in numbers if number not in ORPHANS)
+    world.post([(post, key(number)) for post, number in enumerate(numbers, 1)])
     world.child.execute("ANALYZE TABLE posts" if world.child.kind == "mariadb" else "ANALYZE posts")
 
 
@@ -57,6 +67,26 @@ def test_parts_follow_each_other_and_remember(large: Linked) -> None:
     large.child.execute("UPDATE posts SET user_id = 900 WHERE id = 4")
     again = [part(large) for _ in range(3)]
     assert [orphans(one) for one in again] == [{3: 3, 30: 30}, {3: 3, 30: 30}, {3: 3, 30: 30, 4: 900}]
+
+
+@pytest.mark.parametrize("types", [INTEGER_TYPES, TEXT_TYPES], ids=["integer", "text"])
+@pytest.mark.parametrize("pair", [("postgresql", "mariadb"), ("mariadb", "sqlite")], indirect=True, ids="-".join)
+def test_the_chunks_of_a_part_are_evenly_filled(configured: Pair, types: dict[str, str]) -> None:
+    """Most keys crowd in a corner, a few are very far away; the chunks follow each other and leave nothing out."""
+    text = types is TEXT_TYPES
+    world = linked(configured, types, declared=sa.String(60) if text else sa.BigInteger())
+    numbers = [*range(200), *(10**15 + number for number in range(4))]
+    fill(world, lambda number: f"key {number:020}" if text else number, numbers)
+    whole = replace(plan_audit(world.reference, page_size=10), keys=len(numbers))  # as if it were no estimate
+    after, filled = None, []
+    for ends in (False, True):
+        plan = part_of_plan(world.reference, whole, after=after, parts=2, chunks=8)
+        assert [chunk.lo for chunk in plan.chunks] == [after, *(chunk.hi for chunk in plan.chunks[:-1])]
+        assert (plan.after, plan.last, plan.ends) == (after, plan.chunks[-1].hi, ends)
+        filled.append([audit_chunk(world.reference, plan, chunk).keys for chunk in plan.chunks])
+        after = plan.last
+    assert sum(map(sum, filled)) == len(numbers)
+    assert [(len(keys), max(keys)) for keys in filled] == [(8, 13), (8, 13)]
 
 
 @pytest.mark.parametrize("types", [TEXT_TYPES, UUID_TYPES], ids=["text", "uuid"])

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import pairwise
 
 from crosstie.orm.integrity.child import ChildColumn
 from crosstie.orm.integrity.columns import columns_of
 from crosstie.orm.integrity.endpoint import AuditedReference
 from crosstie.orm.integrity.plan import AuditPlan, KeyRange, Strategy
-from crosstie.orm.integrity.storage import KeyKind, Raw
+from crosstie.orm.integrity.storage import Raw
 
 __all__ = ["part_of_plan"]
 
@@ -19,27 +18,35 @@ def part_of_plan(
 ) -> AuditPlan:
     """Of a plan for all keys, the part behind `after`: about one of `parts`, and in the end what is left.
 
-    It begins anew where no key is left behind `after`. What one page holds, and what is read at once whatever it holds
-    (without an index), is not parted. Raises KeysNotComparable, NoSuchTable, DatabaseUnavailable.
+    Its chunks, at most `chunks` of a page or more, have as many distinct keys each. It begins anew where no key is left
+    behind `after`. What one page holds, and what is read at once whatever it holds (without an index), is not parted.
+    Raises KeysNotComparable, NoSuchTable, DatabaseUnavailable.
     """
     if plan.last is None:
         return plan
-    each = max(-(-plan.keys // parts), plan.page_size)
-    if plan.strategy is Strategy.BITMAP or plan.keys <= each:
+    keys = max(-(-plan.keys // parts), plan.page_size)
+    if plan.strategy is Strategy.BITMAP or plan.keys <= keys:
         return plan
     child, _ = columns_of(reference)
     if after is not None and child.first(after, plan.last) is None:
         after = None
-    upto = child.boundary(after, plan.last, each)
-    last = plan.last if upto is None else upto
-    ranges = _parted(child, after, last, min(chunks, -(-each // plan.page_size)))
-    return replace(plan, after=after, last=last, ends=last == plan.last, chunks=ranges, keys=min(each, plan.keys))
+    ranges = _next_ranges(child, after, plan.last, keys, min(chunks, -(-keys // plan.page_size)))
+    last = ranges[-1].hi
+    return replace(plan, after=after, last=last, ends=last == plan.last, chunks=ranges, keys=min(keys, plan.keys))
 
 
-def _parted(child: ChildColumn, after: Raw | None, last: Raw, chunks: int) -> tuple[KeyRange, ...]:
-    first = child.first(after, last)
-    if child.storage.kind is not KeyKind.INTEGER or first is None:
-        return (KeyRange(after, last),)  # it is read bit by bit all the same
-    inner = (first + (last - first) * number // chunks for number in range(1, chunks))
-    ends = dict.fromkeys(end for end in inner if end != last)
-    return tuple(KeyRange(lo, hi) for lo, hi in pairwise((after, *ends, last)))
+def _next_ranges(child: ChildColumn, after: Raw | None, last: Raw, keys: int, number: int) -> tuple[KeyRange, ...]:
+    """The next `keys` keys behind `after` in so many ranges; fewer of them where no key is left.
+
+    One walk along the index finds where the part ends and its chunks do: each looks for its end behind the one before.
+    """
+    ranges: list[KeyRange] = []
+    lo = after
+    for one in range(number):
+        end = child.boundary(lo, last, keys * (one + 1) // number - keys * one // number)
+        hi = last if end is None else end
+        ranges.append(KeyRange(lo, hi))
+        if hi == last:
+            break
+        lo = hi
+    return tuple(ranges)
