@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 import pytest
@@ -13,13 +13,17 @@ from bench.databases import Pair, TestDatabase
 from crosstie.orm import ConnectionManager
 from crosstie.orm.database import Database
 from crosstie.orm.errors import StatementTimeout
+from crosstie.orm.faults import armed
 from crosstie.orm.integrity import AuditPhase, AuditProgress, AuditState, Strategy, audit_chunk, plan_audit
 from crosstie.orm.integrity.scan import Ends, KeyScan, Page
 from crosstie.orm.integrity.strategies import choose_scan
+from crosstie.orm.local_transaction import current
 from crosstie.orm.prepared import Prepared
 from crosstie.orm.statement_limit import limited_statements
+from crosstie.orm.transaction import transaction
 from crosstie.workers.audit import run_audit
-from integrity.blog import Blog
+from crosstie.workers.repair import Cap, Outcome, RepairReport, repair_reference, undo_repair
+from integrity.blog import USERS, Blog
 from integrity.tables import Linked, orphans
 
 SERVED = pytest.mark.parametrize(
@@ -36,6 +40,13 @@ READ = {
 def limit_of(database: Database) -> float:
     """Seconds that a statement may take now; 0: no limit."""
     return float(database.rows(sa.text(READ[database.kind]))[0][0])
+
+
+def limit_in_transaction(name: str) -> float:
+    """The same of the thread's open transaction."""
+    tx = current(name)
+    assert tx is not None
+    return float(tx.connection.execute(sa.text(READ[tx.database.kind])).scalar_one())
 
 
 @SERVED
@@ -126,6 +137,66 @@ def test_the_setting_holds_for_an_audit(configured: Pair, blog: Blog, monkeypatc
     assert run_audit(progress=look).results[0].state is AuditState.OK
     assert seen == {77.0}
     assert [limit_of(ConnectionManager.get(name)) for name in configured.by_name] == [0, 0]
+
+
+@contextmanager
+def held(database: TestDatabase, statement: str) -> Iterator[None]:
+    """The locks of this statement are somebody's meanwhile."""
+    with database.connect() as connection, closing(connection.cursor()) as cursor:
+        cursor.execute("BEGIN")
+        cursor.execute(statement)
+        yield
+        cursor.execute("ROLLBACK")
+
+
+@SERVED
+def test_a_repair_and_its_undo_are_held_to_the_setting(
+    configured: Pair, blog: Blog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What takes too long is rolled back, and says what to do: the fence of a parent, the write, and its undo."""
+    for user_id in (blog.user(id=1).save().id, 900):
+        blog.post(user_id=user_id).save()
+
+    def patient(seconds: float) -> None:
+        monkeypatch.setenv("CROSSTIE_AUDIT__STATEMENT_TIMEOUT_S", str(seconds))
+        single = {"pool_size": 1, "max_overflow": 0}
+        ConnectionManager.configure({name: one.config | single for name, one in configured.by_name.items()})
+
+    def repair() -> RepairReport:
+        return repair_reference(USERS, "set_null", apply=True, cap=Cap(percent=100))
+
+    def left() -> list[tuple[Any, ...]]:
+        return configured.second.rows("SELECT user_id FROM posts WHERE user_id = 900")
+
+    patient(0.5)
+    with held(configured.first, "INSERT INTO users (id, name) VALUES (900, 'x')"):
+        (unfenced,) = repair().rows
+    with held(configured.second, "UPDATE posts SET user_id = 1 WHERE user_id = 900"):
+        (unwritten,) = repair().rows
+    for row in (unfenced, unwritten):
+        assert row.outcome is Outcome.SPARED
+        assert "Raise audit.statement_timeout_s (0.5 s)" in (row.reason or "")
+    assert left() == [(900,)]
+    assert configured.second.scalar("SELECT count(*) FROM crosstie_quarantine") == 0
+
+    patient(77)
+    limits: list[float] = []
+    with armed("repair.recorded", lambda: limits.append(limit_in_transaction("secondary"))):
+        done = repair()
+    assert (done.count(Outcome.REPAIRED), left(), limits) == (1, [], [77])
+    patient(0.5)
+    with held(configured.second, "UPDATE posts SET user_id = 1 WHERE user_id IS NULL"):
+        (kept,) = undo_repair(done.repair_id or "").rows
+    assert not kept.restored
+    assert "Raise audit.statement_timeout_s (0.5 s)" in (kept.reason or "")
+    assert left() == []
+
+    patient(77)
+    assert undo_repair(done.repair_id or "").exit_status == 0
+    assert left() == [(900,)]
+    for name in configured.by_name:
+        with transaction(name):
+            assert limit_in_transaction(name) == 0
 
 
 @ONE

@@ -231,8 +231,8 @@ class AuditSettings(_Section):
     everything look for what sagas have left over. A chunk of a run aims at
     `chunk_s` and is held under a lease of `lease_s`; at most `concurrency` chunks read one database at once, and none
     begins while it has more than `max_running` running statements or a replica of it lags more than `max_lag_s` (None:
-    no limit). No statement of an audit runs longer than `statement_timeout_s` on a server (None: no limit). By
-    `changes_schedule` only what has changed is looked at, and everything once that is `full_every_s` ago
+    no limit). No statement of an audit or a repair runs longer than `statement_timeout_s` on a server (None: no
+    limit). By `changes_schedule` only what has changed is looked at, and everything once that is `full_every_s` ago
     (None: never); by `parts_schedule` the next of about `parts` parts is read. Runs older than `retention_s` are
     forgotten, but for the last one of each reference.
     """

@@ -24,6 +24,7 @@ from crosstie.orm.errors import (
     PoolExhausted,
     StatementTimeout,
 )
+from crosstie.orm.statement_limit import what_to_do
 
 __all__ = ["Failure", "MappedErrors", "classify", "driver_exception"]
 
@@ -223,7 +224,7 @@ def describe(failure: Failure, database: str, address: str) -> str:
     if failure.error is DeadlockDetected:
         return f"{name} ended the transaction to resolve a conflict: {failure.detail}. Run the whole block again."
     if failure.error is StatementTimeout:
-        return f"{name} cancelled a statement, or it took too long: {failure.detail}. Run the whole block again."
+        return f"{name} cancelled a statement, or it took too long: {failure.detail}. {what_to_do()}"
     if failure.error is LockTimeout:
         return f"{name}: another transaction held a lock for too long: {failure.detail}. Run the whole block again."
     return f"{name}: {failure.detail.removesuffix('.')}."

@@ -17,6 +17,7 @@ from crosstie.orm.database import Database
 from crosstie.orm.driver_errors import classify
 from crosstie.orm.errors import CrosstieError, LockTimeout
 from crosstie.orm.local_transaction import LocalTransaction
+from crosstie.orm.statement_limit import LIMIT_VARIABLES
 from crosstie.sagas.errors import SagaTimedOut
 
 __all__ = ["Deadline", "StatementLimit"]
@@ -68,28 +69,6 @@ class Deadline:
         return issubclass(kind, LockTimeout) and self.remaining_s() <= 0
 
 
-@dataclass(frozen=True)
-class _Variable:
-    """Where a server keeps the longest time of a statement, in units of which a second has `per_s`; 0 is no limit."""
-
-    per_s: int
-    read: str
-    write: str
-    ends_with_transaction: bool = False
-
-
-_VARIABLES: Final = {
-    "postgresql": _Variable(
-        1000,
-        "SELECT CAST(setting AS INTEGER) FROM pg_settings WHERE name = 'statement_timeout'",
-        "SET LOCAL statement_timeout = {:.0f}",
-        ends_with_transaction=True,
-    ),
-    "mariadb": _Variable(1, "SELECT @@SESSION.max_statement_time", "SET SESSION max_statement_time = {:.6f}"),
-    "mysql": _Variable(1000, "SELECT @@SESSION.max_execution_time", "SET SESSION max_execution_time = {:.0f}"),
-}
-
-
 class StatementLimit:
     """Holds the statements of one transaction to a deadline, which `current` tells: an inner saga has one of its own.
 
@@ -99,7 +78,7 @@ class StatementLimit:
 
     def __init__(self, database: Database, current: Callable[[], Deadline | None]) -> None:
         self._database = database
-        self._variable = _VARIABLES.get(database.kind)
+        self._variable = LIMIT_VARIABLES.get(database.kind)
         self._current = current
         self._own: float | None = None
         """The server's limit as it was before, in its own unit."""
@@ -164,14 +143,14 @@ class StatementLimit:
 
     def _write(self, connection: sa.Connection, limit: float) -> None:
         assert self._variable is not None
-        connection.exec_driver_sql(self._variable.write.format(limit))
+        connection.exec_driver_sql((self._variable.write_local or self._variable.write).format(limit))
 
     def _restore(self, connection: sa.Connection) -> None:
         """The connection goes back to the pool, where the application finds it."""
         if self._variable is None:
             _driver(connection).set_progress_handler(None, 0)
             _driver(connection).execute(f"PRAGMA busy_timeout = {int(self._database.settings.busy_timeout_s * 1000)}")
-        elif self._own is not None and not self._variable.ends_with_transaction:
+        elif self._own is not None and self._variable.write_local is None:
             self._write(connection, self._own)
 
 

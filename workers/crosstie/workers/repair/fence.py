@@ -20,6 +20,7 @@ from crosstie.orm.errors import IntegrityViolation
 from crosstie.orm.integrity import Key
 from crosstie.orm.integrity.parent import ParentColumn
 from crosstie.orm.local_transaction import LocalTransaction
+from crosstie.orm.statement_limit import limit_transaction
 from crosstie.sagas.lock_wait import limit_lock_waits
 from crosstie.workers.repair.errors import ParentPresent
 
@@ -65,6 +66,7 @@ def _fenced(parent: ParentColumn, key: Key) -> Iterator[LocalTransaction]:
     try:
         with tx.mapped_errors():
             limit_lock_waits(tx)
+            limit_transaction(tx)
             _FENCES[parent.database.kind](tx, parent, key)
         yield tx
     finally:

@@ -37,6 +37,7 @@ from crosstie.orm.integrity.confirmation import Confirmation, Moment
 from crosstie.orm.integrity.parent import ParentColumn
 from crosstie.orm.local_transaction import LocalTransaction, open_transactions
 from crosstie.orm.reference import Reference
+from crosstie.orm.statement_limit import limit_transaction, limited_statements
 from crosstie.orm.transaction import active_unit, transaction
 from crosstie.sagas.capture import BranchRecorder
 from crosstie.sagas.facts import table_facts
@@ -73,38 +74,39 @@ def repair_reference(
 
     `recreate` makes a missing parent, in place of a registered function. What is taken is kept in
     `crosstie_quarantine`, and `undo_repair` brings it back. Raises RepairRefused where the cap trips or the policy
-    cannot be carried out, UnknownReference, DatabaseUnavailable; nothing was written then.
+    cannot be carried out, UnknownReference, StatementTimeout, DatabaseUnavailable; nothing was written then.
     """
     (reference,) = select_references([chosen])
     policy, cap, settings = Policy(policy), cap or Cap(), ConnectionManager.settings().audit
     if open_transactions() or active_unit() is not None:
         raise RepairRefused("a repair has transactions of its own, and was begun inside one: call it outside.")
-    touched = TouchedBySagas()
-    found = audit_reference(
-        reference,
-        chunk_size=chunk_size or settings.chunk_size,
-        suspects=touched,
-        grace_s=settings.grace_s,
-        progress=progress,
-        finding_limit=cap.rows,
-    )
-    if policy is not Policy.REPORT and reference.child.is_composite:
-        raise RepairRefused(
-            f"{reference.name}: nothing is repaired: its keys have {len(reference.child.columns)} columns, and a "
-            "repair knows those of one. Expected the policy report."
+    with limited_statements(settings.statement_timeout_s):
+        touched = TouchedBySagas()
+        found = audit_reference(
+            reference,
+            chunk_size=chunk_size or settings.chunk_size,
+            suspects=touched,
+            grace_s=settings.grace_s,
+            progress=progress,
+            finding_limit=cap.rows,
         )
-    if policy is Policy.REPORT:
-        return RepairReport(None, policy, found, _planned(found))
-    ends = None if found.state is AuditState.INCOMPLETE else columns_of(reference)
-    refusal = cap.refusal(
-        found, empty=() if ends is None else [str(one.end) for one in ends[1].parents if one.is_empty()]
-    )
-    if ends is None or refusal is not None:
-        raise RepairRefused(f"{reference.name}: nothing is repaired: {refusal}.")
-    repairer = _Repairer(reference, policy, *ends, touched, recreate)
-    if not apply:
-        return RepairReport(None, policy, found, _planned(found))
-    return RepairReport(repairer.repair_id, policy, found, tuple(repairer.run(found.findings)))
+        if policy is not Policy.REPORT and reference.child.is_composite:
+            raise RepairRefused(
+                f"{reference.name}: nothing is repaired: its keys have {len(reference.child.columns)} columns, and a "
+                "repair knows those of one. Expected the policy report."
+            )
+        if policy is Policy.REPORT:
+            return RepairReport(None, policy, found, _planned(found))
+        ends = None if found.state is AuditState.INCOMPLETE else columns_of(reference)
+        refusal = cap.refusal(
+            found, empty=() if ends is None else [str(one.end) for one in ends[1].parents if one.is_empty()]
+        )
+        if ends is None or refusal is not None:
+            raise RepairRefused(f"{reference.name}: nothing is repaired: {refusal}.")
+        repairer = _Repairer(reference, policy, *ends, touched, recreate)
+        if not apply:
+            return RepairReport(None, policy, found, _planned(found))
+        return RepairReport(repairer.repair_id, policy, found, tuple(repairer.run(found.findings)))
 
 
 def _planned(found: AuditResult) -> tuple[RepairedRow, ...]:
@@ -289,6 +291,7 @@ def _recorded(database_name: str, row_limit: int) -> Iterator[LocalTransaction]:
     """A transaction that takes down how all of its writes are undone, those of callbacks too."""
     with transaction(database_name) as tx:
         limit_lock_waits(tx)
+        limit_transaction(tx)
         tx.mark_written()
         tx.recorder = BranchRecorder(row_limit)
         yield tx

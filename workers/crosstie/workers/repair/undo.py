@@ -9,8 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from crosstie.orm.connection import ConnectionManager
 from crosstie.orm.errors import CrosstieError, DatabaseUnavailable
 from crosstie.orm.faults import fault_point
+from crosstie.orm.statement_limit import limit_transaction, limited_statements
 from crosstie.orm.transaction import detached_transaction
 from crosstie.sagas.errors import UndoConflict
 from crosstie.sagas.lock_wait import limit_lock_waits
@@ -74,14 +76,16 @@ class UndoReport:
 def undo_repair(repair_id: str) -> UndoReport:
     """Put back what this repair took, as far as nobody has changed it since; repeating it tries what is left.
 
-    Raises UnknownRepair, DatabaseUnavailable; what was restored by then stays so.
+    Raises UnknownRepair, StatementTimeout, DatabaseUnavailable; what was restored by then stays so.
     """
-    found = quarantine.taken_by(repair_id)
-    if not found:
-        raise UnknownRepair(
-            f"no database has rows that a repair {repair_id!r} took. `crosstie audit repairs` lists those that have."
-        )
-    rows = tuple(_restore(one) for one in found if not one.restored)
+    with limited_statements(ConnectionManager.settings().audit.statement_timeout_s):
+        found = quarantine.taken_by(repair_id)
+        if not found:
+            raise UnknownRepair(
+                f"no database has rows that a repair {repair_id!r} took. `crosstie audit repairs` lists those that "
+                "have."
+            )
+        rows = tuple(_restore(one) for one in found if not one.restored)
     return UndoReport(repair_id, found[0].reference, found[0].policy, len(found) - len(rows), rows)
 
 
@@ -89,6 +93,7 @@ def _restore(taken: Taken) -> RestoredRow:
     try:
         with detached_transaction(taken.database) as tx:
             limit_lock_waits(tx)
+            limit_transaction(tx)
             tx.mark_written()
             if quarantine.claim(tx, taken):  # else another undo has done it meanwhile
                 take_back(tx, taken.undo_log)
@@ -99,6 +104,7 @@ def _restore(taken: Taken) -> RestoredRow:
     except CrosstieError as error:
         if isinstance(error, UndoConflict):
             with detached_transaction(taken.database) as tx:
+                limit_transaction(tx)
                 tx.mark_written()
                 quarantine.store_error(tx, taken, str(error))
         return RestoredRow(taken.child_key, taken.parent_key, False, str(error))
