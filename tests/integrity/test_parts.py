@@ -79,7 +79,7 @@ def test_the_verdict_over_parts_is_that_of_the_whole(
     assert len(plan.chunks) > 1
     assert len(results) >= 10
     answer = conclude_audit(world.reference, plan, results)
-    whole = world.audit(chunk_size=4)
+    whole = world.audit(chunk_size=4, strategy=strategy)
     assert answer.reason is None
     assert orphans(answer) == orphans(whole)
     assert (answer.keys_checked, answer.child_rows, answer.orphan_keys, answer.orphan_rows) == (40, 80, 6, 12)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from bench.databases import Pair
 from crosstie.orm.integrity import AuditState, Strategy, audit_chunk, bitmap, conclude_audit, plan_audit, uuid_set
 from crosstie.orm.integrity import uuids as packed_uuids
-from crosstie.orm.integrity.integers import among
+from crosstie.orm.integrity.integers import ChildPages, among
 from crosstie.orm.integrity.packed import PackedScan
 from crosstie.orm.integrity.packing import distances
 from crosstie.orm.integrity.planner import Situation, choose_strategy
@@ -30,15 +30,22 @@ NEAR = st.integers(-80, 200)
 FAR = st.one_of(
     NEAR, st.integers(-(2**63), 2**63 - 1), st.sampled_from([2**23, 2**24, 2**31, -(2**31) - 1, 2**63 - 1, -(2**63)])
 )
-STRATEGIES = [Strategy.PACKED, Strategy.PROBE, Strategy.BITMAP, Strategy.WORDS, Strategy.SKIP]
+DENSE = st.builds(
+    lambda first, count, gaps: set(range(first, first + count)) - gaps,
+    st.integers(-80, 60),
+    st.integers(0, 140),
+    st.sets(NEAR, max_size=4),
+)
+STRATEGIES = [Strategy.PACKED, Strategy.PROBE, Strategy.BITMAP, Strategy.WORDS, Strategy.SKIP, Strategy.GAPS]
 
 
 def strategies_for(world: Linked) -> list[Strategy]:
-    """Words need two servers, and skipping a server that takes any recursion."""
+    """Words need two servers, skipping one that takes any recursion, and gaps a child with nothing but integers."""
     kinds = {world.child.kind, world.parent.kind}
     able = {
         Strategy.WORDS: "sqlite" not in kinds,
         Strategy.SKIP: world.child.kind != "mariadb",
+        Strategy.GAPS: world.child.kind != "sqlite",
     }
     return [one for one in STRATEGIES if able.get(one, True)]
 
@@ -56,7 +63,7 @@ def test_every_strategy_agrees_with_brute_force(configured: Pair, keys: st.Searc
     )
     @given(
         children=st.one_of(st.just([]), st.lists(st.one_of(st.none(), keys), min_size=12, max_size=60)),
-        parents=st.sets(keys, max_size=40),
+        parents=st.one_of(st.sets(keys, max_size=40), DENSE),
         copied=st.integers(0, 10),
         page_size=st.integers(1, 30),
         chunks=st.integers(1, 4),
@@ -74,11 +81,52 @@ def test_every_strategy_agrees_with_brute_force(configured: Pair, keys: st.Searc
                 world.reference, plan, [audit_chunk(world.reference, plan, chunk) for chunk in plan.chunks]
             )
             assert (strategy, answer.reason, orphans(answer)) == (strategy, None, expected)
-            assert answer.keys_checked == len(set(children) - {None})
-            if strategy is not Strategy.SKIP:
+            if strategy is not Strategy.GAPS:
+                assert answer.keys_checked == len(set(children) - {None})
+            if strategy is not Strategy.SKIP and (strategy is not Strategy.GAPS or world.child.kind == "postgresql"):
                 assert answer.child_rows == len(children) - children.count(None)
 
     compare()
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [("postgresql", "mariadb"), ("mariadb", "postgresql"), ("postgresql", "sqlite")],
+    indirect=True,
+    ids="-".join,
+)
+def test_of_a_dense_parent_only_the_gaps_are_asked_about(world: Linked, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ends of the range included, beyond it, and where the parent has a large hole; the child's keys are not read.
+
+    In a page of the hole they are, and in those behind it, until the parent is looked at again.
+    """
+    holes = {0, 1, 500, 999, 1_000, *range(2_000, 2_150), 3_999, 4_005}
+    world.register(set(range(4_000)) - holes)
+    world.post([(n, n) for n in range(4_010)])
+    read: list[int] = []
+    within = ChildPages._within
+
+    def noted(self: ChildPages, first: int) -> Any:
+        read.append(first)
+        return within(self, first)
+
+    monkeypatch.setattr(ChildPages, "_within", noted)
+    result = world.audit(strategy=Strategy.GAPS, chunk_size=50)
+    assert result.reason is None
+    assert set(orphans(result).values()) == holes | set(range(4_000, 4_010))
+    assert read, "the hole"
+    assert min(read) >= 1_900
+    assert len(read) < 40
+
+
+@pytest.mark.parametrize("pair", [("postgresql", "mariadb"), ("mariadb", "postgresql")], indirect=True, ids="-".join)
+def test_the_ends_of_what_an_integer_can_be_are_asked_about(world: Linked) -> None:
+    """A page at either end of 64 bits, whose parent is missing or there."""
+    least, greatest = -(2**63), 2**63 - 1
+    world.register([least + 1, greatest - 1])
+    world.post([(1, least), (2, least + 1), (3, greatest - 1), (4, greatest), (5, None)])
+    result = world.audit(strategy=Strategy.GAPS)
+    assert (result.reason, orphans(result)) == (None, {1: least, 4: greatest})
 
 
 TIMES = st.builds(
@@ -274,10 +322,12 @@ SITUATION = Situation(
     keys=1_600_000,
     parents=2_000_000,
     span=2_000_000,
+    parent_span=2_000_000_000,
     round_trip_s=0.0002,
     page_size=50_000,
     child_skips=True,
     child_is_pageable=True,
+    child_packs=True,
     both_pack=True,
 )
 
@@ -289,6 +339,11 @@ SITUATION = Situation(
         ({"round_trip_s": 0.02}, Strategy.WORDS, "20.0 ms"),
         ({"round_trip_s": 0.02, "span": 2**40}, Strategy.PACKED, "in order"),
         ({"round_trip_s": 0.02, "both_pack": False}, Strategy.PACKED, "in order"),
+        ({"parent_span": 2_100_000}, Strategy.GAPS, "about 95% of all keys"),
+        ({"parent_span": 2_100_000, "keys": 40_000, "parents": 100_000}, Strategy.PACKED, "in order"),
+        ({"parent_span": 2_100_000, "child_packs": False}, Strategy.PACKED, "in order"),
+        ({"parent_span": 2_100_000, "round_trip_s": 0.02}, Strategy.WORDS, "20.0 ms"),
+        ({"parent_span": 2_100_000, "indexed": False}, Strategy.BITMAP, "read once"),
         ({"keys": 3_000}, Strategy.SKIP, "next key"),
         ({"keys": 3_000, "child_skips": False}, Strategy.PROBE, "asked about the keys"),
         ({"keys": 100_000}, Strategy.PROBE, "asked about the keys"),

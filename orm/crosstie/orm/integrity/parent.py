@@ -65,7 +65,16 @@ class ParentColumn:
 
     def first(self) -> Raw | None:
         """The smallest key by the column's order; None where there is none."""
-        return next(iter(self._values(sa.select(self._typed).order_by(self._typed).limit(1))), None)
+        return self._first_by(self._typed)
+
+    def _first_by(self, order: sa.ColumnElement[Any]) -> Raw | None:
+        first = sa.select(self._typed).where(self.end.column.is_not(None)).order_by(order).limit(1)
+        return next(iter(self._values(first)), None)
+
+    def span(self) -> int:
+        """How many integers lie between the smallest key and the greatest; 0 where there is none."""
+        lowest, highest = self.first(), self._first_by(self._typed.desc())
+        return 0 if lowest is None or highest is None else int(highest) - int(lowest) + 1
 
     @property
     def is_unique(self) -> bool:

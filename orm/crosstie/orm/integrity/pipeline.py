@@ -1,15 +1,17 @@
 """The two reads of a page overlap: while the parent is asked about one, the child reads the next.
 
+Neither waits while the caller judges what is missing from the page before: the next one is being asked about by then.
 One thread for each end, because a driver's call blocks until its server has answered.
 """
 
 from __future__ import annotations
 
 import contextvars
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from crosstie.orm.integrity.confirmation import Moment
 from crosstie.orm.integrity.errors import ScanIncomplete
@@ -21,6 +23,8 @@ from crosstie.orm.integrity.tiling import Tile
 __all__ = ["Compared", "compared_pages", "read_ahead"]
 
 T = TypeVar("T")
+_AHEAD: Final = 1
+"""Pages that the parent is asked about before what it has answered about the page before is taken."""
 
 
 class Compared(NamedTuple):
@@ -49,12 +53,16 @@ def compared_pages(scan: KeyScan, chunk: KeyRange, now: Callable[[], Moment]) ->
         ThreadPoolExecutor(1, thread_name_prefix="crosstie-audit-parent") as asker,
     ):
         reading = None if chunk.is_empty else _submit(reader, read, chunk.lo)
-        while reading is not None:
-            since, page = reading.result()
-            asking = _submit(asker, ask, page)
-            reached = page.tile.hi
-            reading = None if reached == chunk.hi else _submit(reader, read, reached)
-            yield Compared(page.tile, asking.result(), since)
+        asking: deque[tuple[Tile, Moment, Future[Sequence[Key]]]] = deque()
+        while reading is not None or asking:
+            if reading is not None:
+                since, page = reading.result()
+                asking.append((page.tile, since, _submit(asker, ask, page)))
+                reached = page.tile.hi
+                reading = None if reached == chunk.hi else _submit(reader, read, reached)
+            if len(asking) > _AHEAD or reading is None:
+                tile, since, asked = asking.popleft()
+                yield Compared(tile, asked.result(), since)
 
 
 def _submit(pool: ThreadPoolExecutor, work: Callable[..., T], *arguments: Any) -> Future[T]:

@@ -27,6 +27,8 @@ class Strategy(StrEnum):
     """Pages of the child's distinct keys and the parent's keys of the same range, each as one value."""
     WORDS = "words"
     """Ranges of keys of both ends as words of bits, for dense keys over slow links."""
+    GAPS = "gaps"
+    """The parent's keys of a range as one value, where they are dense; the child is asked about those that it lacks."""
     PROBE = "probe"
     """Pages of the child's distinct keys; the parent, which has many more, is asked about them."""
     SKIP = "skip"

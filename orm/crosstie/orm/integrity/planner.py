@@ -11,6 +11,7 @@ from crosstie.orm.integrity.catalog import is_indexed
 from crosstie.orm.integrity.child import ChildColumn
 from crosstie.orm.integrity.columns import columns_of
 from crosstie.orm.integrity.endpoint import AuditedReference
+from crosstie.orm.integrity.gaps import counts_rows
 from crosstie.orm.integrity.plan import AuditPlan, KeyRange, Strategy
 from crosstie.orm.integrity.quantiles import quantiles
 from crosstie.orm.integrity.skip import skips
@@ -25,13 +26,17 @@ _SKIP_FACTOR: Final = 1_000
 """One step down an index costs a child as much as reading so many neighbours."""
 _DENSE: Final = 0.5
 """A word of 12 bytes is worth sending from so many keys of each possible one on: it stands for 32 of them."""
+_DENSE_PARENT: Final = 0.6
+"""From so many parents for each possible one on, the child is asked about the missing ones alone. The scan itself finds
+out whether they are few; the statistics of InnoDB may tell too few rows of a table without any gap.
+"""
 _SLOW_S: Final = 0.002
 """A round trip that takes so long goes over a network that is slower than reading."""
 
 
 @dataclass(frozen=True)
 class Situation:
-    """What a choice rests on. `span` is how many integers lie between the child's first key and its last."""
+    """What a choice rests on. A span is how many integers lie between the first key and the last; 0 where unknown."""
 
     kind: KeyKind
     indexed: bool
@@ -39,10 +44,12 @@ class Situation:
     keys: int
     parents: int
     span: int
+    parent_span: int
     round_trip_s: float
     page_size: int
     child_skips: bool
     child_is_pageable: bool
+    child_packs: bool
     both_pack: bool
     narrow: bool = True
     """Whether integers are native and fit 64 bits with a sign."""
@@ -69,6 +76,14 @@ def choose_strategy(seen: Situation) -> tuple[Strategy, tuple[str, ...]]:
     link = f"a round trip takes {seen.round_trip_s * 1000:.1f} ms"
     if seen.both_pack and seen.keys > seen.span * _DENSE and seen.round_trip_s > _SLOW_S:
         return Strategy.WORDS, (size, f"{seen.keys / seen.span:.0%} of all keys in their range are there", link)
+    if (
+        seen.indexed
+        and seen.child_packs
+        and seen.keys > seen.page_size  # what one page holds is counted exactly
+        and seen.parents > seen.parent_span * _DENSE_PARENT
+    ):
+        share = min(seen.parents / max(seen.parent_span, 1), 1)
+        return Strategy.GAPS, (size, f"parents have about {share:.0%} of all keys in their range", link)
     return Strategy.PACKED, (size, "both ends send their keys in order", link)
 
 
@@ -89,8 +104,9 @@ def plan_audit(
     child.storage.key(first)
     require_one_byte_order(child, parent)
     children, parents = column_statistics(child.end), column_statistics(parent.end)
+    is_integer = child.storage.kind is KeyKind.INTEGER
     keys = min(children.rows if children.distinct is None else children.distinct, children.rows)
-    if child.storage.kind is KeyKind.INTEGER:
+    if is_integer:
         keys = min(keys, last - first + 1)
     indexed = is_indexed(child.end)
     chosen, reasons = choose_strategy(
@@ -100,11 +116,13 @@ def plan_audit(
             rows=children.rows,
             keys=keys,
             parents=parents.rows,
-            span=last - first + 1 if child.storage.kind is KeyKind.INTEGER else 0,
+            span=last - first + 1 if is_integer else 0,
+            parent_span=parent.span() if is_integer else 0,
             round_trip_s=max(round_trip_s(child.end), round_trip_s(parent.end)),
             page_size=page_size,
             child_skips=skips(child.database.kind),
             child_is_pageable=can_be_paged(child.end),
+            child_packs=child.packs,
             both_pack=child.packs and parent.packs,
             narrow=child.storage.is_native and parent.storage.is_native and isinstance(last, int) and last in INT64,
         )
@@ -131,6 +149,9 @@ def _notes(child: ChildColumn, strategy: Strategy, *, indexed: bool, large: bool
         notes.append(f"{child.end} has no index, so {how}: an index on it makes audits quick")
     if strategy is Strategy.SKIP:
         notes.append("the number of rows is an estimate: few distinct keys were found without reading every row")
+    if strategy is Strategy.GAPS:
+        what = "number of keys is an estimate" if counts_rows(child.database.kind) else "numbers are estimates"
+        notes.append(f"the {what}: the child was asked about the keys that the parent lacks, and not about others")
     return tuple(notes)
 
 

@@ -9,6 +9,7 @@ from typing import Final
 from crosstie.orm.integrity.bitmap import BitmapScan
 from crosstie.orm.integrity.errors import KeysNotComparable
 from crosstie.orm.integrity.fetch import PlainScan, TextScan
+from crosstie.orm.integrity.gaps import GapScan
 from crosstie.orm.integrity.packed import PackedScan, ProbeScan
 from crosstie.orm.integrity.plan import Strategy
 from crosstie.orm.integrity.scan import Ends, KeyScan
@@ -23,6 +24,7 @@ __all__ = ["choose_scan"]
 _INTEGER_SCANS: Final[Mapping[Strategy, Callable[[Ends], KeyScan]]] = {
     Strategy.PACKED: PackedScan,
     Strategy.WORDS: WordScan,
+    Strategy.GAPS: GapScan,
     Strategy.PROBE: ProbeScan,
     Strategy.SKIP: SkipScan,
     Strategy.BITMAP: BitmapScan,
