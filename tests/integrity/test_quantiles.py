@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from bench.databases import Pair
 from crosstie.orm import ConnectionManager
-from crosstie.orm.integrity import AuditPlan, audit_chunk, conclude_audit, plan_audit
+from crosstie.orm.integrity import AuditPlan, Strategy, audit_chunk, conclude_audit, plan_audit
 from integrity.tables import UUID_TYPES, Linked, linked, orphans
 
 FEW = pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_a_sample_that_tells_too_little_is_not_used(world: Linked) -> None:
     world.register(range(1, 200))
     world.post((number, number // 20 if number % 20 == 0 else None) for number in range(1, ROWS + 1))
     analyze(world)
-    plan = plan_audit(world.reference, page_size=50, chunks=CHUNKS)
+    plan = plan_audit(world.reference, page_size=50, chunks=CHUNKS, strategy=Strategy.PACKED)
     results = [audit_chunk(world.reference, plan, chunk) for chunk in plan.chunks]
     verdict = conclude_audit(world.reference, plan, results)
     assert (verdict.reason, verdict.child_rows, list(orphans(verdict).values())) == (None, 200, [200])
