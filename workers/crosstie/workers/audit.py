@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
@@ -26,6 +25,7 @@ from crosstie.orm.reference import Reference
 from crosstie.orm.statement_limit import limited_statements
 from crosstie.workers.audit_copies import audit_copies
 from crosstie.workers.audit_counters import audit_counters, declared_counters
+from crosstie.workers.audit_guard import guarded
 from crosstie.workers.audit_intent import Intent, intend
 from crosstie.workers.audit_leftovers import audit_leftovers
 from crosstie.workers.audit_listeners import on_audit, tell_of_audit
@@ -42,8 +42,6 @@ from crosstie.workers.audit_unique import audit_unique
 from crosstie.workers.process import process_owner
 
 __all__ = ["AuditReport", "on_audit", "run_audit", "run_scheduled_audit", "select_references"]
-
-logger = logging.getLogger(__name__)
 
 CHUNKS: Final = 32
 """Parts of a run that other processes may help with, at most; each is read and stored bit by bit."""
@@ -193,15 +191,10 @@ class _Run:
         )
 
     def _guarded(self, reference: AuditedReference, audit: Callable[[], AuditResult]) -> AuditResult:
-        try:
-            return audit()
-        except CrosstieError as error:
-            return AuditResult(reference.name, AuditState.INCOMPLETE, reason=str(error), scope=self.scope)
-        except Exception as error:
-            # A fault of ours in one audit must neither look like OK nor cost the others.
-            logger.exception("the audit of %s failed", reference.name)
-            reason = f"unexpected {type(error).__name__}: {error}"
+        def incomplete(reason: str) -> AuditResult:
             return AuditResult(reference.name, AuditState.INCOMPLETE, reason=reason, scope=self.scope)
+
+        return guarded(reference.name, audit, incomplete)
 
     def _close(self, held: RunHeld, result: AuditResult, notes: RunNotes | None) -> AuditResult:
         try:

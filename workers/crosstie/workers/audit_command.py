@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Final, NoReturn
@@ -38,24 +37,20 @@ from crosstie.orm.integrity import (
 from crosstie.workers import presentation
 from crosstie.workers.audit import AuditReport, run_audit
 from crosstie.workers.audit_charts import Point
-from crosstie.workers.audit_counters import show_counters
 from crosstie.workers.audit_discovery import discover
-from crosstie.workers.audit_leftovers import show_leftovers
 from crosstie.workers.audit_page import audit_page
 from crosstie.workers.audit_plans import PlannedAudit, planned_audits
+from crosstie.workers.audit_presentation import show_counters, show_leftovers, show_types, show_unique
 from crosstie.workers.audit_record import history
 from crosstie.workers.audit_references import reflected_reference
 from crosstie.workers.audit_report import EXIT_STATUS
-from crosstie.workers.audit_types import show_types
-from crosstie.workers.command_options import Imports
+from crosstie.workers.command_options import AsJson, FromSql, Imports, print_json
 from crosstie.workers.copies_command import REPAIR, copies_table
 from crosstie.workers.discovery_presentation import show_discovery
 from crosstie.workers.preparation import prepare
-from crosstie.workers.unique_presentation import show_unique
 
 __all__ = ["audit", "next_step", "show_report"]
 
-_STYLES: Final = {AuditState.OK: "green", AuditState.FINDINGS: "bold red", AuditState.INCOMPLETE: "bold yellow"}
 PAGE_SAMPLE: Final = 20
 """Orphans of each reference on a page, at least."""
 _NUMBERS: Final = ("keys", "rows", "orphans", "deferred", "time")
@@ -75,7 +70,7 @@ def audit(  # noqa: PLR0917 - typer names the options after them
         int | None,
         typer.Option("--chunk-size", min=1, max=1_000_000, help="Distinct keys read at a time.", show_default=False),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs: one JSON document.")] = False,
+    as_json: AsJson = False,
     everything: Annotated[bool, typer.Option("--all", help="Also the references within one database.")] = False,
     sample: Annotated[int, typer.Option("--sample", min=0, help="Orphans shown for each reference.")] = 5,
     changes: Annotated[
@@ -95,15 +90,7 @@ def audit(  # noqa: PLR0917 - typer names the options after them
             show_default=False,
         ),
     ] = None,
-    from_sql: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--from-sql",
-            metavar="REFERENCE",
-            help='A reference without models, "legacy.orders.user_id -> main.users.id"; may be repeated.',
-            show_default=False,
-        ),
-    ] = None,
+    from_sql: FromSql = None,
     unique: Annotated[
         list[str] | None,
         typer.Option(
@@ -174,9 +161,8 @@ def audit(  # noqa: PLR0917 - typer names the options after them
     except CrosstieError as error:
         presentation.show_error(str(error))
         if as_json:
-            typer.echo(
-                json.dumps({"version": 1, "state": "error", "error": {"code": error.code, "message": str(error)}})
-            )
+            document = {"version": 1, "state": "error", "error": {"code": error.code, "message": str(error)}}
+            print_json(document, one_line=True)
         raise typer.Exit(EXIT_STATUS[AuditState.INCOMPLETE]) from None
     if html is not None:
         html.write_text(audit_page(report, _histories(report), sample=max(sample, PAGE_SAMPLE)), encoding="utf-8")
@@ -203,7 +189,7 @@ def _histories(report: AuditReport) -> dict[str, list[Point]]:
 def _explain(plans: Sequence[PlannedAudit], as_json: bool) -> NoReturn:
     """Show the plans and end: status 2 where a reference cannot be audited, or there is none."""
     if as_json:
-        typer.echo(json.dumps({"version": 1, "plans": [one.as_document() for one in plans]}, indent=2))
+        print_json({"version": 1, "plans": [one.as_document() for one in plans]})
     console = presentation.console()
     for one in [] if as_json else plans:
         console.print(Text(one.reference, style="bold"), soft_wrap=True)
@@ -285,7 +271,7 @@ def _summary(report: AuditReport) -> Table:
     for result in report.results:
         table.add_row(
             result.reference,
-            Text(result.state.value.upper(), style=_STYLES[result.state]),
+            presentation.state_text(result.state),
             f"{result.keys_checked:,}",
             f"{result.child_rows:,}",
             f"{result.orphan_rows:,}",
@@ -328,8 +314,8 @@ def _samples(findings: Sequence[Finding]) -> Table:
     table = presentation.table("child row", "missing parent", "all rows of that key")
     told: set[str] = set()
     for one in findings:
-        row = ", ".join(f"{name}={value}" for name, value in one.child_key.items())
-        table.add_row(row, key_text(one.parent_key), "" if one.query in told else one.query)
+        query = "" if one.query in told else one.query
+        table.add_row(presentation.row_text(one.child_key), key_text(one.parent_key), query)
         told.add(one.query)
     return table
 

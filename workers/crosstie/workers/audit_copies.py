@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from crosstie.orm.copies import CopyGroup, copy_groups
-from crosstie.orm.errors import CrosstieError
 from crosstie.orm.integrity import AuditState
 from crosstie.outbox.comparison import ComparedCopies, compare_copies
+from crosstie.workers.audit_guard import guarded
 
 __all__ = ["AuditedCopies", "audit_copies"]
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -51,12 +48,11 @@ def audit_copies(names: Collection[str] | None = None) -> tuple[AuditedCopies, .
 
 
 def _audit(group: CopyGroup) -> AuditedCopies:
-    try:
+    def compare() -> AuditedCopies:
         found = compare_copies(group)
-    except CrosstieError as error:
-        return AuditedCopies(group.name, AuditState.INCOMPLETE, reason=str(error))
-    except Exception as error:
-        # A fault of ours in one comparison must neither look like OK nor cost the others.
-        logger.exception("the copies of %s could not be compared", group.name)
-        return AuditedCopies(group.name, AuditState.INCOMPLETE, reason=f"unexpected {type(error).__name__}: {error}")
-    return AuditedCopies(group.name, AuditState.OK if found.is_right else AuditState.FINDINGS, found)
+        return AuditedCopies(group.name, AuditState.OK if found.is_right else AuditState.FINDINGS, found)
+
+    def incomplete(reason: str) -> AuditedCopies:
+        return AuditedCopies(group.name, AuditState.INCOMPLETE, reason=reason)
+
+    return guarded(f"the copies by {group.name}", compare, incomplete)

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import logging
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Final
-
-from rich.text import Text
 
 from crosstie.orm.connection import ConnectionManager
 from crosstie.orm.counter_cache import counters
-from crosstie.orm.errors import CrosstieError
 from crosstie.orm.integrity import AuditState, Endpoint, ProgressListener
 from crosstie.orm.integrity.counters import CounterColumn, CounterResult, audit_counter
-from crosstie.workers import presentation
+from crosstie.workers.audit_guard import guarded
 from crosstie.workers.audit_record import record_check, unrecordable
 from crosstie.workers.audit_references import reflected_end, spread
 from crosstie.workers.audit_sagas import TouchedBySagas
 from crosstie.workers.errors import UnknownColumn
 
-__all__ = ["audit_counters", "counter_column", "counter_document", "declared_counters", "show_counters"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["audit_counters", "counter_column", "counter_document", "declared_counters"]
 
 _WRITTEN: Final = re.compile(r"(?P<counter>[^=]+)=\s*count\((?P<children>[^()]+)\)\s*")
 
@@ -71,28 +66,24 @@ def audit_counters(
     grace_s = ConnectionManager.settings().audit.grace_s
 
     def audit(one: CounterColumn | str) -> CounterResult:
-        name = one if isinstance(one, str) else one.name
         started_at = datetime.now(UTC)
-        try:
-            counter = counter_column(one) if isinstance(one, str) else one
-            result = audit_counter(
-                counter,
-                page_size=page_size,
-                suspects=touched,
-                values=touched.values,
-                grace_s=grace_s,
-                progress=progress,
-            )
-            _record(counter, result, run_id, started_at)
-        except CrosstieError as error:
-            return CounterResult(name, AuditState.INCOMPLETE, reason=str(error))
-        except Exception as error:
-            # A fault of ours in one audit must neither look like OK nor cost the others.
-            logger.exception("the audit of %s failed", name)
-            return CounterResult(name, AuditState.INCOMPLETE, reason=f"unexpected {type(error).__name__}: {error}")
+        counter = counter_column(one) if isinstance(one, str) else one
+        result = audit_counter(
+            counter,
+            page_size=page_size,
+            suspects=touched,
+            values=touched.values,
+            grace_s=grace_s,
+            progress=progress,
+        )
+        _record(counter, result, run_id, started_at)
         return result
 
-    return tuple(audit(one) for one in {one if isinstance(one, str) else one.name: one for one in wanted}.values())
+    def incomplete(name: str, reason: str) -> CounterResult:
+        return CounterResult(name, AuditState.INCOMPLETE, reason=reason)
+
+    named = {one if isinstance(one, str) else one.name: one for one in wanted}
+    return tuple(guarded(name, partial(audit, one), partial(incomplete, name)) for name, one in named.items())
 
 
 def _record(counter: CounterColumn, result: CounterResult, run_id: str, started_at: datetime) -> None:
@@ -125,25 +116,3 @@ def counter_document(result: CounterResult, sample: int | None) -> dict[str, Any
             for one in result.findings[:sample]
         ],
     }
-
-
-def show_counters(results: Sequence[CounterResult], sample: int) -> None:
-    """A table of the counters, and the first that are wrong in each."""
-    console = presentation.console()
-    if results:
-        table = presentation.table("counter", "state", "parents", "wrong", numbers=("parents", "wrong"))
-        for one in results:
-            table.add_row(one.name, one.state.value.upper(), f"{one.parents_checked:,}", f"{one.differing:,}")
-        console.print()
-        console.print(table)
-    for one in results:
-        if one.reason is not None:
-            console.print(Text(f"{one.name} was not checked to the end: {one.reason}"), soft_wrap=True)
-        if one.deferred:
-            told = f"{one.name}: {one.deferred:,} parents not judged: a saga has them, or they change all the time"
-            console.print(Text(told), soft_wrap=True)
-        for found in one.findings[:sample]:
-            row = ", ".join(f"{name}={value}" for name, value in found.parent_key.items())
-            console.print(Text(f"  {row}: {found.expected} children, and the column says {found.found}"))
-        if len(one.findings[:sample]) < one.differing and sample:
-            console.print(Text(f"  and {one.differing - len(one.findings[:sample]):,} more", style="dim"))

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import logging
 
-from crosstie.orm.integrity import AuditResult, AuditState
-from crosstie.orm.integrity.counters import CounterResult
-from crosstie.orm.integrity.uniqueness import UniquenessResult
-from crosstie.workers.audit_copies import AuditedCopies
-from crosstie.workers.audit_leftovers import AuditedLeftovers
-from crosstie.workers.audit_report import AuditReport
+from crosstie.orm.integrity import AuditState
+from crosstie.workers.audit_report import AuditReport, Check
 
 __all__ = ["log_report"]
 
@@ -21,63 +17,28 @@ def log_report(report: AuditReport) -> None:
     if report.is_empty:
         logger.warning("the scheduled audit checked nothing: no imported model declares a reference across databases")
     for result in report.results:
-        _reference(result, report.run_id)
+        fine = f"{result.keys_checked} keys, {result.deferred_keys} deferred"
+        _log(result.reference, result, f"{result.orphan_rows} orphan rows, run {report.run_id}", fine)
     for copies in report.copies:
-        _copies(copies)
+        rows, differing = (0, 0) if copies.found is None else (copies.found.rows, copies.found.differing)
+        _log(f"the copies by {copies.name}", copies, f"{differing} rows differ", f"{rows} rows")
     for column in report.unique:
-        _unique(column)
+        found, fine = f"{column.duplicates} in two databases", f"{column.keys_checked} values"
+        _log(f"the values of {column.name}", column, found, fine)
     for counter in report.counters:
-        _counter(counter)
+        found, fine = f"wrong in {counter.differing} rows", f"{counter.parents_checked} rows"
+        _log(f"the counter {counter.name}", counter, found, fine)
     for types in report.types:
-        if types.state is AuditState.INCOMPLETE:
-            logger.error("audit of the types %s is incomplete: %s", types.name, types.reason)
-        elif types.findings:
-            logger.warning("audit of the types %s: unknown in %d rows", types.name, types.rows)
+        _log(f"the types {types.name}", types, f"unknown in {types.rows} rows", "all are known")
     for left in report.leftovers:
-        _leftovers(left)
+        kinds = ", ".join(f"{count} {kind}" for kind, count in left.kinds.items() if count)
+        _log(f"the sagas of {left.database}", left, f"left over: {kinds}", "nothing is left over")
 
 
-def _reference(result: AuditResult, run_id: str) -> None:
-    if result.state is AuditState.OK:
-        logger.info(
-            "audit of %s: ok, %d keys, %d deferred", result.reference, result.keys_checked, result.deferred_keys
-        )
-    elif result.state is AuditState.FINDINGS:
-        logger.warning("audit of %s: %d orphan rows, run %s", result.reference, result.orphan_rows, run_id)
+def _log(name: str, check: Check, found: str, fine: str) -> None:
+    if check.state is AuditState.OK:
+        logger.info("audit of %s: ok, %s", name, fine)
+    elif check.state is AuditState.FINDINGS:
+        logger.warning("audit of %s: %s", name, found)
     else:
-        logger.error("audit of %s is incomplete: %s", result.reference, result.reason)
-
-
-def _copies(copies: AuditedCopies) -> None:
-    if copies.found is None:
-        logger.error("audit of the copies by %s is incomplete: %s", copies.name, copies.reason)
-    elif copies.found.differing:
-        logger.warning("audit of the copies by %s: %d rows differ", copies.name, copies.found.differing)
-    else:
-        logger.info("audit of the copies by %s: ok, %d rows", copies.name, copies.found.rows)
-
-
-def _unique(column: UniquenessResult) -> None:
-    if column.state is AuditState.INCOMPLETE:
-        logger.error("audit of the values of %s is incomplete: %s", column.name, column.reason)
-    elif column.duplicates:
-        logger.warning("audit of the values of %s: %d in two databases", column.name, column.duplicates)
-    else:
-        logger.info("audit of the values of %s: ok, %d values", column.name, column.keys_checked)
-
-
-def _counter(counter: CounterResult) -> None:
-    if counter.state is AuditState.INCOMPLETE:
-        logger.error("audit of the counter %s is incomplete: %s", counter.name, counter.reason)
-    elif counter.differing:
-        logger.warning("audit of the counter %s: wrong in %d rows", counter.name, counter.differing)
-    else:
-        logger.info("audit of the counter %s: ok, %d rows", counter.name, counter.parents_checked)
-
-
-def _leftovers(left: AuditedLeftovers) -> None:
-    if left.state is AuditState.INCOMPLETE:
-        logger.error("audit of the sagas of %s is incomplete: %s", left.database, left.reason)
-    elif left.found:
-        found = ", ".join(f"{count} {kind}" for kind, count in left.kinds.items() if count)
-        logger.warning("audit of the sagas of %s: left over: %s", left.database, found)
+        logger.error("audit of %s is incomplete: %s", name, check.reason)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Final, Protocol, TypeVar
+from typing import Final, TypeVar
 
 from crosstie.orm.integrity import AuditResult, AuditState, Finding, key_text
 from crosstie.orm.integrity.counters import CounterResult
@@ -16,20 +16,13 @@ from crosstie.orm.integrity.uniqueness import UniquenessResult
 from crosstie.workers.audit_charts import Point, columns, proportion
 from crosstie.workers.audit_copies import AuditedCopies
 from crosstie.workers.audit_leftovers import AuditedLeftovers
-from crosstie.workers.audit_report import AuditReport
+from crosstie.workers.audit_report import AuditReport, Check
+from crosstie.workers.presentation import row_text
 
 __all__ = ["audit_page"]
 
 
-class _Audited(Protocol):
-    @property
-    def state(self) -> AuditState: ...
-
-    @property
-    def reason(self) -> str | None: ...
-
-
-_Check = TypeVar("_Check", bound=_Audited)
+_Check = TypeVar("_Check", bound=Check)
 
 _SYMBOLS: Final = {AuditState.OK: "✓", AuditState.FINDINGS: "!", AuditState.INCOMPLETE: "?"}
 _HEADLINES: Final = {
@@ -174,7 +167,7 @@ def _samples(rows: ET.Element, findings: Sequence[Finding]) -> None:
     told: set[str] = set()
     for one in findings:
         row = _add(rows, "tr")
-        _add(row, "td", ", ".join(f"{name}={value}" for name, value in one.child_key.items()))
+        _add(row, "td", row_text(one.child_key))
         _add(row, "td", key_text(one.parent_key))
         _add(_add(row, "td"), "code", "" if one.query in told else one.query)
         told.add(one.query)
@@ -223,7 +216,7 @@ def _counters(body: ET.Element, results: Sequence[CounterResult], sample: int) -
     for one, cell in _checks(body, "Counter caches", "counter", results):
         cell.text = one.reason or f"{one.differing:,} of {one.parents_checked:,} counters are wrong"
         for found in one.findings[:sample]:
-            key = ", ".join(f"{name}={value}" for name, value in found.parent_key.items())
+            key = row_text(found.parent_key)
             _add(cell, "div", f"{key}: {found.expected} children, and the column says {found.found}")
 
 

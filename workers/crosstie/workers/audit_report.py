@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from crosstie.orm.integrity import AuditResult, AuditState
 from crosstie.orm.integrity.counters import CounterResult
@@ -18,7 +18,7 @@ from crosstie.workers.audit_leftovers import AuditedLeftovers
 from crosstie.workers.audit_types import types_document
 from crosstie.workers.audit_unique import unique_document
 
-__all__ = ["EXIT_STATUS", "AuditReport"]
+__all__ = ["EXIT_STATUS", "AuditReport", "Check"]
 
 EXIT_STATUS: Final[Mapping[AuditState, int]] = {
     AuditState.OK: 0,
@@ -26,6 +26,18 @@ EXIT_STATUS: Final[Mapping[AuditState, int]] = {
     AuditState.INCOMPLETE: 2,
 }
 _FORMAT_VERSION: Final = 1
+
+
+class Check(Protocol):
+    """What each part of a report tells, whatever it has checked."""
+
+    @property
+    def state(self) -> AuditState:
+        """How it ended."""
+
+    @property
+    def reason(self) -> str | None:
+        """Why it is INCOMPLETE."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +61,8 @@ class AuditReport:
     @property
     def state(self) -> AuditState:
         """The worst of all; a run without any reference or column has checked nothing and is INCOMPLETE."""
-        states = {one.state for one in self.results} | {one.state for one in self.copies}
-        states |= {one.state for one in self.unique} | {one.state for one in self.counters}
-        states |= {one.state for one in self.leftovers} | {one.state for one in self.types}
+        checks: tuple[Check, ...] = (*self.results, *self.copies, *self.unique, *self.counters)
+        states = {one.state for one in (*checks, *self.types, *self.leftovers)}
         if self.is_empty or AuditState.INCOMPLETE in states:
             return AuditState.INCOMPLETE
         return AuditState.FINDINGS if AuditState.FINDINGS in states else AuditState.OK

@@ -11,7 +11,7 @@ from crosstie.orm.integrity import AuditedReference
 from crosstie.workers import presentation
 from crosstie.workers.audit_references import reflected_reference, select_references
 from crosstie.workers.audit_triggers import create_noting, drop_noting, noting_of
-from crosstie.workers.command_options import AsJson, Imports, print_json
+from crosstie.workers.command_options import AsJson, FromSql, Imports, print_json
 from crosstie.workers.preparation import prepare
 
 __all__ = ["triggers"]
@@ -28,15 +28,7 @@ def triggers(  # noqa: PLR0917 - typer names the options after them
     ] = None,
     dropping: Annotated[bool, typer.Option("--drop", help="Drop them.")] = False,
     listing: Annotated[bool, typer.Option("--list", help="Change nothing; say what is noted.")] = False,
-    from_sql: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--from-sql",
-            metavar="REFERENCE",
-            help='A reference without models, "legacy.orders.user_id -> main.users.id"; may be repeated.',
-            show_default=False,
-        ),
-    ] = None,
+    from_sql: FromSql = None,
     as_json: AsJson = False,
     imports: Imports = None,
 ) -> None:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any
 
 from crosstie.orm.connection import ConnectionManager
-from crosstie.orm.errors import CrosstieError
 from crosstie.orm.integrity import AuditState, ProgressListener, TouchedKeys
 from crosstie.orm.integrity.uniqueness import UniqueColumn, UniquenessResult, audit_uniqueness
+from crosstie.workers.audit_guard import guarded
 from crosstie.workers.audit_references import reflected_end, spread
 from crosstie.workers.errors import UnknownColumn
 
 __all__ = ["audit_unique", "unique_column", "unique_document"]
-
-logger = logging.getLogger(__name__)
 
 
 def unique_column(text: str) -> UniqueColumn:
@@ -46,18 +44,14 @@ def audit_unique(
     grace_s = ConnectionManager.settings().audit.grace_s
 
     def audit(text: str) -> UniquenessResult:
-        try:
-            return audit_uniqueness(
-                unique_column(text), page_size=page_size, suspects=suspects, grace_s=grace_s, progress=progress
-            )
-        except CrosstieError as error:
-            return UniquenessResult(text, AuditState.INCOMPLETE, reason=str(error))
-        except Exception as error:
-            # A fault of ours in one audit must neither look like OK nor cost the others.
-            logger.exception("the audit of %s failed", text)
-            return UniquenessResult(text, AuditState.INCOMPLETE, reason=f"unexpected {type(error).__name__}: {error}")
+        return audit_uniqueness(
+            unique_column(text), page_size=page_size, suspects=suspects, grace_s=grace_s, progress=progress
+        )
 
-    return tuple(audit(text) for text in dict.fromkeys(texts))
+    def incomplete(text: str, reason: str) -> UniquenessResult:
+        return UniquenessResult(text, AuditState.INCOMPLETE, reason=reason)
+
+    return tuple(guarded(text, partial(audit, text), partial(incomplete, text)) for text in dict.fromkeys(texts))
 
 
 def unique_document(result: UniquenessResult, sample: int | None) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import sys
 from dataclasses import asdict
 from enum import StrEnum
@@ -18,7 +17,7 @@ from crosstie.outbox.migrations import current_version, newest_version
 from crosstie.outbox.tables import create_tables
 from crosstie.workers import presentation
 from crosstie.workers.audit_group import audits
-from crosstie.workers.command_options import Imports
+from crosstie.workers.command_options import AsJson, Imports, print_json
 from crosstie.workers.copies_command import backfill_copies, verify_copies
 from crosstie.workers.deployment import deployment_jobs
 from crosstie.workers.map_command import map_models
@@ -168,10 +167,7 @@ def beat(
 
 
 @cli.command()
-def status(
-    as_json: Annotated[bool, typer.Option("--json", help="For programs: one JSON document.")] = False,
-    imports: Imports = None,
-) -> None:
+def status(as_json: AsJson = False, imports: Imports = None) -> None:
     """Show whether the databases answer, and which sagas and events in them are unfinished.
 
     Exit status 1 if a database does not answer or lacks crosstie's tables.
@@ -179,7 +175,7 @@ def status(
     prepare(imports)
     found = read_status()
     if as_json:
-        typer.echo(json.dumps({"databases": [asdict(one) for one in found]}, indent=2))
+        print_json({"databases": [asdict(one) for one in found]})
     else:
         presentation.show_status(found)
     if not all(one.healthy for one in found):

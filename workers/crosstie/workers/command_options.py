@@ -20,6 +20,7 @@ __all__ = [
     "Asked",
     "Databases",
     "EventId",
+    "FromSql",
     "Imports",
     "Key",
     "Route",
@@ -51,6 +52,15 @@ Key = Annotated[str | None, typer.Option("--key", "-k", help="The key of events.
 EventId = Annotated[int | None, typer.Option("--id", help="The id of one event.", show_default=False)]
 ShowPayload = Annotated[
     bool, typer.Option("--show-payload", help="Also the payload and the headers, which may hold personal data.")
+]
+FromSql = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--from-sql",
+        metavar="REFERENCE",
+        help='A reference without models, "legacy.orders.user_id -> main.users.id"; may be repeated.',
+        show_default=False,
+    ),
 ]
 Imports = Annotated[
     list[str] | None,
@@ -106,5 +116,5 @@ def ask(names: Iterable[str], read: Callable[[str], Iterable[T]]) -> Asked[T]:
 
 
 def print_json(document: Any, *, one_line: bool = False) -> None:
-    """One document on standard output."""
-    typer.echo(json.dumps(document, indent=None if one_line else 2, ensure_ascii=False))
+    """One document on standard output; what JSON does not know is written as its text."""
+    typer.echo(json.dumps(document, indent=None if one_line else 2, default=str, ensure_ascii=False))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Annotated, Final
@@ -14,7 +13,7 @@ from crosstie.outbox.backfill import LIMIT_WAITING, backfill
 from crosstie.outbox.comparison import SETTLE_S, ComparedCopies, compare_copies
 from crosstie.outbox.copy_name import select_copies
 from crosstie.workers import presentation
-from crosstie.workers.command_options import Imports
+from crosstie.workers.command_options import AsJson, Imports, print_json
 from crosstie.workers.preparation import prepare
 
 __all__ = ["REPAIR", "backfill_copies", "copies_table", "verify_copies"]
@@ -61,7 +60,7 @@ def verify_copies(
     settle_s: Annotated[
         float, typer.Option("--settle", min=0, help="Seconds after which a row that still differs counts.")
     ] = SETTLE_S,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs: one JSON document.")] = False,
+    as_json: AsJson = False,
     imports: Imports = None,
 ) -> None:
     """Compare denormalised columns with their originals.
@@ -71,7 +70,7 @@ def verify_copies(
     prepare(imports)
     found = [compare_copies(group, repair=repair, settle_s=settle_s) for group in select_copies(copies or None)]
     if as_json:
-        typer.echo(json.dumps({"version": 1, "copies": [asdict(one) for one in found]}, indent=2, default=str))
+        print_json({"version": 1, "copies": [asdict(one) for one in found]})
     else:
         _show(found)
     if not all(one.is_right for one in found):
@@ -84,8 +83,7 @@ def copies_table(found: Sequence[ComparedCopies]) -> Table:
     table = presentation.table("copies", *numbers, "for example", numbers=numbers)
     for one in found:
         examples = "; ".join(
-            ", ".join(f"{name}={part}" for name, part in each.key.items()) + f" ({', '.join(each.fields)})"
-            for each in one.differences[:3]
+            f"{presentation.row_text(each.key)} ({', '.join(each.fields)})" for each in one.differences[:3]
         )
         table.add_row(one.name, f"{one.rows:,}", f"{one.differing:,}", f"{one.orphans:,}", examples)
     return table

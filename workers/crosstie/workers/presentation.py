@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from rich import box
@@ -11,14 +11,26 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from crosstie.orm.integrity import AuditState
 from crosstie.sagas import EffectReport
 from crosstie.sagas.declared import RunReport
 from crosstie.workers.status import DatabaseStatus
 from crosstie.workers.sweep import Swept
 
-__all__ = ["console", "show_error", "show_line", "show_status", "show_steps", "show_swept", "table"]
+__all__ = [
+    "console",
+    "row_text",
+    "show_error",
+    "show_line",
+    "show_status",
+    "show_steps",
+    "show_swept",
+    "state_text",
+    "table",
+]
 
 PIPE_WIDTH: Final = 160
+_STYLES: Final = {AuditState.OK: "green", AuditState.FINDINGS: "bold red", AuditState.INCOMPLETE: "bold yellow"}
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -33,6 +45,16 @@ def table(*headers: str, numbers: Iterable[str] = ()) -> Table:
     for header in headers:
         made.add_column(header, justify="right" if header in numbers else "left", overflow="fold")
     return made
+
+
+def row_text(key: Mapping[str, object]) -> str:
+    """A row by its key: "id=7, part=2"."""
+    return ", ".join(f"{name}={value}" for name, value in key.items())
+
+
+def state_text(state: AuditState) -> Text:
+    """How an audit ended."""
+    return Text(state.value.upper(), style=_STYLES[state])
 
 
 def show_line(text: str) -> None:

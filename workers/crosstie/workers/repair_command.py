@@ -125,8 +125,7 @@ def _show(report: RepairReport, sample: int) -> None:
 def _rows(rows: tuple[RepairedRow, ...] | list[RepairedRow]) -> Table:
     table = presentation.table("child row", "missing parent", "outcome", "reason")
     for row in rows:
-        key = ", ".join(f"{name}={value}" for name, value in row.child_key.items())
-        table.add_row(key, str(row.parent_key), row.outcome.value, row.reason or "")
+        table.add_row(presentation.row_text(row.child_key), str(row.parent_key), row.outcome.value, row.reason or "")
     return table
 
 
@@ -153,7 +152,7 @@ def _show_undo(report: UndoReport) -> None:
         f"{report.before:,}, not restored {len(report.rows) - restored:,}"
     )
     for row in report.rows:
-        key = ", ".join(f"{name}={value}" for name, value in row.child_key.items())
+        key = presentation.row_text(row.child_key)
         if not row.restored:
             presentation.show_line(f"  {key} (parent {row.parent_key}) is not restored: {row.reason}")
         for note in row.notes:

@@ -87,7 +87,7 @@ def _record_lines(record: RecordState, *, values: bool) -> Iterator[str]:
         if entry["op"] == "publish":
             yield f"    redo in {entry['in']}: {len(entry['events'])} event(s) are published"
             continue
-        key = ", ".join(f"{name}={value}" for name, value in entry["key"].items())
+        key = presentation.row_text(entry["key"])
         way = f"redo in {entry['in']}:" if "in" in entry else "undo"
         yield f"    {way} {entry['op']} of {entry['table']} ({key}){_images(entry) if values else ''}"
 
