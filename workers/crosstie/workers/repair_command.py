@@ -87,7 +87,7 @@ def show_repairs(databases: Databases = None, as_json: AsJson = False, imports: 
 
 
 def undo(
-    repair_id: Annotated[str, typer.Argument(metavar="RUN", help="The id of a repair.")],
+    repair_id: Annotated[str, typer.Argument(metavar="REPAIR", help="The id of a repair.")],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     as_json: AsJson = False,
     imports: Imports = None,
