@@ -20,7 +20,7 @@ from crosstie.orm.errors import CrossDatabaseQuery, InvalidQuery
 from crosstie.orm.keyset import MANY_VALUES, require_packet
 from crosstie.orm.mapping import MappedField, TableMapping
 
-__all__ = ["Condition", "Expression", "Membership", "keyword", "require_one_database", "require_tables"]
+__all__ = ["Condition", "Expression", "Membership", "keyword", "member", "require_one_database", "require_tables"]
 
 _LISTS: Final = (list, tuple, set, frozenset)
 
@@ -74,12 +74,15 @@ class Membership(Condition):
     def clause(self, database: Database) -> sa.ColumnElement[bool]:
         """One parameter for all values where the dialect can, so that no parameter limit is met."""
         column = self._field.column
-        found = _member(self._field, self._values, database) if self._values else sa.false()
+        found = member(column, self._values, database) if self._values else sa.false()
         return sa.or_(found, column.is_(None)) if self._or_null else found
 
 
-def _member(field: MappedField, values: Collection[Any], database: Database) -> sa.ColumnElement[bool]:
-    column = field.column
+def member(column: sa.ColumnElement[Any], values: Collection[Any], database: Database) -> sa.ColumnElement[bool]:
+    """`column IN (values)`, with one parameter for all of them, one or more, where the dialect can.
+
+    Raises InvalidQuery where there are too many.
+    """
     if database.capabilities.array_parameters:
         array: sa.BindParameter[Any] = sa.bindparam("keys", list(values), postgresql.ARRAY(column.type), unique=True)
         equal: sa.ColumnElement[bool] = column == sa.any_(array)

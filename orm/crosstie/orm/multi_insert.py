@@ -8,7 +8,7 @@ tells which row got which.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -18,7 +18,7 @@ from crosstie.orm.mapping import MappedField, TableMapping
 from crosstie.orm.prepared import Prepared
 from crosstie.orm.writing import Write
 
-__all__ = ["insert_rows"]
+__all__ = ["insert_all", "insert_rows"]
 
 ROWS_OF_ARRAYS: Final = 5_000
 ROWS_OF_VALUES: Final = 1_000
@@ -43,6 +43,22 @@ def insert_rows(
     return _by_values(write, mapping, fields, columns, numbered)
 
 
+def insert_all(connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Insert rows of the same columns into a table without a model, in few round trips; the caller commits.
+
+    Raises what SQLAlchemy does.
+    """
+    if connection.dialect.name != "postgresql":  # the other drivers do so by themselves
+        if rows:
+            connection.execute(sa.insert(table), rows)
+        return
+    columns = [table.c[name] for name in rows[0]] if rows else []
+    for start in range(0, len(rows), ROWS_OF_ARRAYS):
+        some = rows[start : start + ROWS_OF_ARRAYS]
+        values = {f"c{i}": [row[column.key] for row in some] for i, column in enumerate(columns)}
+        connection.execute(_from_arrays(table, columns, None, defaults=True), values)
+
+
 def _fits_into_array(kind: sa.types.TypeEngine[Any]) -> bool:
     """An array of arrays has no elements of its own, and an expression around each value has no place in it."""
     return not isinstance(kind, sa.ARRAY) and kind.bind_expression(sa.bindparam("value", type_=kind)) is None
@@ -59,7 +75,9 @@ def _by_arrays(
     shape = ("insert arrays", numbered is not None)
     prepared: Prepared | None = mapping.statements.get(shape)
     if prepared is None:
-        prepared = mapping.statements[shape] = Prepared(_from_arrays(mapping, fields, numbered))
+        prepared = mapping.statements[shape] = Prepared(
+            _from_arrays(mapping.table, [field.column for field in fields], numbered)
+        )
     numbers: list[int] = []
     for start in range(0, len(columns[0]), ROWS_OF_ARRAYS):
         values = {f"c{i}": list(column[start : start + ROWS_OF_ARRAYS]) for i, column in enumerate(columns)}
@@ -70,13 +88,15 @@ def _by_arrays(
     return numbers
 
 
-def _from_arrays(mapping: TableMapping, fields: Sequence[MappedField], numbered: MappedField | None) -> sa.Insert:
-    types = [field.column.type for field in fields]
+def _from_arrays(
+    table: sa.Table, columns: Sequence[sa.Column[Any]], numbered: MappedField | None, *, defaults: bool = False
+) -> sa.Insert:
+    types = [column.type for column in columns]
     arrays = [sa.bindparam(f"c{i}", type_=postgresql.ARRAY(kind, dimensions=1)) for i, kind in enumerate(types)]
     names = [sa.column(f"c{i}", kind) for i, kind in enumerate(types)]
     given = sa.func.unnest(*arrays).table_valued(*names, with_ordinality="position", name="given").render_derived()
     rows = sa.select(*(given.c[column.name] for column in names)).order_by(given.c.position)
-    statement = sa.insert(mapping.table).from_select([field.column for field in fields], rows, include_defaults=False)
+    statement = sa.insert(table).from_select(list(columns), rows, include_defaults=defaults)
     return statement if numbered is None else statement.returning(numbered.column)
 
 

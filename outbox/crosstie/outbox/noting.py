@@ -14,13 +14,15 @@ from typing import Final
 
 import sqlalchemy as sa
 
+from crosstie.orm.condition import member
 from crosstie.orm.database import Database
+from crosstie.orm.multi_insert import insert_all
 from crosstie.outbox.tables import audit_key
 
 __all__ = ["Notes", "add_notes", "reference_digest"]
 
 _IDS_PER_PAGE: Final = 50_000
-_IDS_PER_STATEMENT: Final = 900
+_IDS_PER_STATEMENT: Final = 10_000
 
 _LISTED: Final = sa.text(
     f"DELETE noted FROM JSON_TABLE(:ids, '$[*]' COLUMNS (id BIGINT PATH '$')) AS listed"
@@ -42,8 +44,9 @@ class Notes:
         self.whole_table = False
         """Whether one of them tells that all rows of a table are gone."""
         self._ids = array("q")
+        self._digest = reference_digest(reference)
         columns = audit_key.c
-        query = sa.select(columns.id, columns.key.is_(None)).where(columns.reference == reference_digest(reference))
+        query = sa.select(columns.id, columns.key.is_(None)).where(columns.reference == self._digest)
         last = -1
         while True:
             page = database.rows(query.where(columns.id > last).order_by(columns.id).limit(_IDS_PER_PAGE))
@@ -57,11 +60,14 @@ class Notes:
         return len(self._ids)
 
     def keys(self) -> Iterator[str]:
-        """Their keys, some of them several times. Raises DatabaseUnavailable."""
+        """Their keys, some of them several times, and perhaps a few that were noted since.
+
+        Raises DatabaseUnavailable.
+        """
         columns = audit_key.c
+        noted = sa.select(columns.key).where(columns.reference == self._digest, columns.key.is_not(None))
         for ids in self._pages():
-            query = sa.select(columns.key).where(columns.id.in_(ids), columns.key.is_not(None))
-            yield from (row[0] for row in self.database.rows(query))
+            yield from (row[0] for row in self.database.rows(noted.where(columns.id.between(ids[0], ids[-1]))))
 
     def take_away(self, connection: sa.Connection | None = None) -> None:
         """Delete them: on this connection, whose caller commits, or bit by bit. Raises DatabaseUnavailable."""
@@ -78,7 +84,7 @@ class Notes:
             if self.database.kind in {"mariadb", "mysql"}:
                 connection.execute(_LISTED, {"ids": json.dumps(list(ids))})
             else:
-                connection.execute(sa.delete(audit_key).where(audit_key.c.id.in_(ids)))
+                connection.execute(sa.delete(audit_key).where(member(audit_key.c.id, ids, self.database)))
 
     def _pages(self) -> Iterator[Sequence[int]]:
         for start in range(0, len(self._ids), _IDS_PER_STATEMENT):
@@ -88,6 +94,4 @@ class Notes:
 def add_notes(connection: sa.Connection, reference: str, keys: Iterable[str]) -> None:
     """Have these keys looked at by the next audit; the caller commits."""
     digest = reference_digest(reference)
-    rows = [{"reference": digest, "key": key} for key in keys]
-    for start in range(0, len(rows), 1000):
-        connection.execute(sa.insert(audit_key), rows[start : start + 1000])
+    insert_all(connection, audit_key, [{"reference": digest, "key": key} for key in keys])

@@ -21,7 +21,7 @@ from crosstie.orm.connection import ConnectionManager
 from crosstie.orm.database import Database
 from crosstie.orm.errors import DeadlockDetected, LockTimeout, NoSuchTable
 from crosstie.orm.integrity import AuditPlan, AuditResult, AuditScope, AuditState, Finding, key_text, noted
-from crosstie.orm.integrity.batch import rounds
+from crosstie.orm.multi_insert import insert_all
 from crosstie.outbox.noting import Notes, add_notes
 from crosstie.outbox.tables import audit_chunk, audit_key, audit_run, finding
 from crosstie.workers import audit_chunks
@@ -48,7 +48,7 @@ __all__ = [
 
 RUNS_KEPT: Final = 100
 """So many runs of a reference are kept; what is older is deleted when a run ends."""
-_ROWS_PER_INSERT: Final = 500
+_RUNS_AT_ONCE: Final = 500
 _IS_AUDIT: Final = audit_run.c.epoch > 0
 """The walks of backfills keep their place in the same table, and hold no run under an epoch."""
 
@@ -292,8 +292,7 @@ def _close(held: RunHeld, result: AuditResult, looked_at: Notes | None) -> None:
     with database.mapped_errors(), database.engine.begin() as connection:
         # A row that was given another key between two looks may have been found with both.
         rows = {row["child_key"]: row for row in (_row(run_id, result.reference, one) for one in result.findings)}
-        for some in rounds(rows.values(), _ROWS_PER_INSERT):
-            connection.execute(sa.insert(finding), some)
+        insert_all(connection, finding, list(rows.values()))
         ended = connection.execute(
             sa.update(audit_run)
             .where(_mine(held))
@@ -395,7 +394,7 @@ def _forget_old_runs(connection: sa.Connection, reference: str) -> None:
         .where(columns.reference == reference)
         .order_by(columns.started_at_ms.desc(), columns.run_id)
         .offset(RUNS_KEPT)
-        .limit(_ROWS_PER_INSERT)
+        .limit(_RUNS_AT_ONCE)
     )
     run_ids = connection.execute(old).scalars().all()
     forget_runs(connection, [(run_id, reference) for run_id in run_ids])

@@ -12,6 +12,7 @@ from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
 
+from crosstie.orm.condition import member
 from crosstie.orm.integrity.batch import batches, values_per_statement
 from crosstie.orm.integrity.bulk import BulkQuery
 from crosstie.orm.integrity.endpoint import Endpoint
@@ -158,7 +159,7 @@ class ChildColumn:
         found: dict[Key, list[RowKey]] = {}
         for wanted, values in self._lists(keys):
             # Sorted here: a limit would tempt a server to walk the primary key instead of looking the keys up.
-            query = self._by_key().where(self._typed.in_(values)).order_by(None).limit(_ROWS_AT_ONCE)
+            query = self._by_key().where(self._among(values)).order_by(None).limit(_ROWS_AT_ONCE)
             rows = self._rows(query)
             if len(rows) >= _ROWS_AT_ONCE:
                 return None
@@ -182,7 +183,7 @@ class ChildColumn:
         totals: dict[Key, int] = {}
         key = self._distinct.label("key")
         for wanted, values in self._lists(keys):
-            query = sa.select(key, sa.func.count()).where(self._typed.in_(values), *self.end.conditions).group_by(key)
+            query = sa.select(key, sa.func.count()).where(self._among(values), *self.end.conditions).group_by(key)
             for raw, rows in self._rows(query):
                 found = self.storage.key(raw)
                 if found in wanted:
@@ -195,7 +196,7 @@ class ChildColumn:
             only = query.where(self.storage.only(self.end.column, keys[0])).limit(ROWS_PER_KEY)
             statements = [({keys[0]}, only)]
         else:
-            statements = [(wanted, query.where(self._typed.in_(values))) for wanted, values in self._lists(keys)]
+            statements = [(wanted, query.where(self._among(values))) for wanted, values in self._lists(keys)]
         for wanted, statement in statements:
             for row in self._rows(statement):
                 if (key := self.storage.key(row[0])) in wanted:
@@ -213,6 +214,11 @@ class ChildColumn:
         spellings = max((len(self.storage.spellings(key)) for key in keys), default=1)
         for some in batches(keys, values_per_statement(self.database) // max(spellings, 1)):
             yield set(some), [raw for key in some for raw in self.storage.spellings(key)]
+
+    def _among(self, values: Sequence[Raw]) -> sa.ColumnElement[bool]:
+        """The keys that one statement asks about; as one parameter where the driver takes long for many."""
+        arrays = self.database.capabilities.array_parameters
+        return member(self._typed, values, self.database) if arrays else self._typed.in_(values)
 
     # -- reading --------------------------------------------------------------------------------------------
 
