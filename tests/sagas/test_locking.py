@@ -13,10 +13,10 @@ import pytest
 import sqlalchemy as sa
 
 from bench import guard
-from bench.databases import Pair, fresh_database
+from bench.databases import Pair, TestDatabase, fresh_database
 from bench.faults import crash_at, crash_env
 from bench.processes import Spawner
-from crosstie.orm.errors import CrosstieError
+from crosstie.orm.errors import CrosstieError, DatabaseUnavailable
 from crosstie.orm.faults import FAULT_POINTS, FaultInjected, armed
 from crosstie.sagas import RowLocked, SagaAborted, SagaBlock, SagaError, saga, sweep_sagas
 from crosstie.sagas.inspection import find_leftovers
@@ -290,6 +290,36 @@ def test_a_row_may_be_locked_to_be_read(shop: Pair) -> None:
         s.lock(stock)
     with pytest.raises(SagaError, match="isolation='locked'"), saga("read") as s:
         s.lock(stock)
+
+
+@pytest.mark.parametrize(
+    "crash_pair", [("postgresql", "mariadb"), ("mariadb", "postgresql")], indirect=True, ids="-".join
+)
+def test_a_connection_that_is_lost_as_it_is_taken_leaves_no_transaction_open(shop: Pair) -> None:
+    """A pooled one may have died with its server; the thread's next saga begins as if nothing had been."""
+    with saga("reserve", isolation="locked"):
+        Stock.find(1).increment(reserved=1)
+    _end_connections(shop.second)
+    with pytest.raises(DatabaseUnavailable), saga("reserve", isolation="locked"):
+        Stock.find(1).increment(reserved=1)
+    with saga("reserve", isolation="locked"):
+        Stock.find(1).increment(reserved=1)
+    assert Stock.find(1).reserved == 2
+
+
+def _end_connections(database: TestDatabase) -> None:
+    with database.connect() as connection, connection.cursor() as cursor:
+        if database.kind == "postgresql":
+            others = (
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s AND pid <> pg_backend_pid()"
+            )
+            cursor.execute(others, (database.name,))
+            return
+        cursor.execute(
+            "SELECT id FROM information_schema.processlist WHERE db = %s AND id <> CONNECTION_ID()", (database.name,)
+        )
+        for (number,) in cursor.fetchall():
+            cursor.execute(f"KILL {int(number)}")
 
 
 def test_raw_sql_is_refused_in_a_locked_saga(shop: Pair) -> None:

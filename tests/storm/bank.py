@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from crosstie.orm import ActiveRecord, ConnectionManager, CrosstieError, transaction
 from crosstie.orm.field import IntegerPKMixin, UUIDMixin
 from crosstie.outbox import Event
-from crosstie.sagas import SagaInDoubt, saga
+from crosstie.sagas import SagaError, SagaInDoubt, saga
 from crosstie.workers import doorbell
 from storm.mill import grind
 from storm.stream import GivenUp, pause
@@ -130,6 +130,8 @@ class Client:
         except SagaInDoubt:
             told = "doubtful"
         except CrosstieError as error:
+            if type(error) is SagaError:  # no database has raised it: sagas were used in a wrong way
+                raise AssertionError(str(error)) from error
             told = "aborted"
             sys.stdout.write(f"error {type(error).__name__}\n")
         else:

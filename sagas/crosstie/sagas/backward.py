@@ -50,8 +50,12 @@ class BackwardRecovery(Strategy):
         """Sagas that hold locks in one database do not wait for ever in another, where no server sees the deadlock."""
         tx = super().open(database, before_begin)
         if self.terms.isolation == "locked":
-            with tx.mapped_errors():
-                limit_lock_waits(tx)
+            try:
+                with tx.mapped_errors():
+                    limit_lock_waits(tx)
+            except BaseException:  # nobody else knows of it yet
+                tx.rollback()
+                raise
         return tx
 
     def recorder(self, database: str, written: Sequence[str]) -> WriteRecorder:
