@@ -1,7 +1,9 @@
 """The two-phase saga as a state machine, searched exhaustively like that of backward recovery.
 
-The original prepares its branches one by one, commits home, and commits the branches; recoverers may come at any time,
-and anything may fail between two steps. A safeguard that is switched off must let the search find a violation.
+The original asks its branches to prepare, all at once, reads their answers, commits home, and commits the branches;
+recoverers may come at any time, and anything may fail between two steps. What was asked of a server arrives whenever it
+does, though the original has died or given up meanwhile. A safeguard that is switched off must let the search find a
+violation.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ class Safeguard(Enum):
     HOME_TESTS_ITS_REGISTER = auto()
     """Home's commit inserts the record, and so fails where somebody has decided."""
     HOME_IS_LAST = auto()
-    """Home commits when every branch is prepared, not before."""
+    """Home commits when every branch has answered that it is prepared, not before."""
     RECOVERER_DECIDES_IN_HOME = auto()
     """A recoverer inserts `aborted` in home before it rolls anything back."""
     RECOVERER_LOOKS_AGAIN_BEFORE_IT_DECIDES = auto()
@@ -43,9 +45,9 @@ ALL = frozenset(Safeguard)
 class State:
     """What is durable, and where everybody stands.
 
-    A branch is `open`, `prepared`, `committed` or `gone` (rolled back). `home` is its register; `home_tx` is the
-    original's transaction there: `open`, `holds` (the key), `gone`. A recoverer is at `idle`, `decide:branch`,
-    `deciding:branch` (its insert not yet committed) or `obey:decision:branch`.
+    A branch is `open`, `asked` (to prepare), `prepared`, `committed` or `gone` (rolled back). `home` is its register;
+    `home_tx` is the original's transaction there: `open`, `holds` (the key), `gone`. A recoverer is at `idle`,
+    `decide:branch`, `deciding:branch` (its insert not yet committed) or `obey:decision:branch`.
     """
 
     branch: tuple[str, ...] = ("open",) * BRANCHES
@@ -54,7 +56,8 @@ class State:
     home_applied: bool = False
     refuted: bool = False
     """Home was told `aborted` although the saga had committed."""
-    original: str = "prepare:0"
+    original: str = "ask:0"
+    """Then `read:0`, `home:step`, and `commit:branch` or `abort:branch`."""
     recoverers: tuple[str, ...] = ("idle",) * RECOVERERS
 
 
@@ -63,7 +66,7 @@ def _put(values: tuple[str, ...], index: int, value: str) -> tuple[str, ...]:
 
 
 def _left(state: State, word: str = "dead") -> State:
-    """The original stops: what is open rolls back, what is prepared stays."""
+    """The original stops: what is open rolls back, what is prepared stays, and what was asked may still be done."""
     branch = tuple("gone" if one == "open" else one for one in state.branch)
     return replace(state, original=word, branch=branch, home_tx="gone")
 
@@ -89,8 +92,10 @@ def original_steps(state: State, safeguards: frozenset[Safeguard]) -> Iterator[S
     if state.home_tx != "gone":
         yield replace(state, home_tx="gone")
     index = int(place)
-    if step == "prepare":
-        yield from _prepare(state, index, safeguards)
+    if step == "ask":
+        yield replace(state, branch=tuple("asked" if b == "open" else b for b in state.branch), original="read:0")
+    elif step == "read":
+        yield from _read_answers(state, safeguards)
     elif step == "home":
         yield from _commit_home(state, index, safeguards)
     elif index == BRANCHES:
@@ -102,19 +107,19 @@ def original_steps(state: State, safeguards: frozenset[Safeguard]) -> Iterator[S
         yield replace(state, branch=ended, original=f"{step}:{index + 1}")
 
 
-def _prepare(state: State, index: int, safeguards: frozenset[Safeguard]) -> Iterator[State]:
-    early = Safeguard.HOME_IS_LAST not in safeguards and index == BRANCHES - 1
-    after = "home:0" if index == BRANCHES - 1 or early else f"prepare:{index + 1}"
-    if early and state.home == "absent" and state.home_tx != "gone":
+def _read_answers(state: State, safeguards: frozenset[Safeguard]) -> Iterator[State]:
+    good = {"prepared"} if Safeguard.PREPARE_IS_VERIFIED in safeguards else {"prepared", "gone"}
+    awaited = state.branch if Safeguard.HOME_IS_LAST in safeguards else state.branch[:-1]
+    if good.issuperset(awaited):
         yield replace(state, original="home:0")
-    if state.branch[index] == "open":
-        done = replace(state, branch=_put(state.branch, index, "prepared"))
-        yield replace(done, original=after)
-        yield _aborting(done)  # prepared, and the answer lost
-    elif Safeguard.PREPARE_IS_VERIFIED in safeguards:
-        yield _aborting(state)
-    else:
-        yield replace(state, original=after)
+    yield _aborting(state)  # one was refused, or its answer is lost, whatever becomes of it
+
+
+def server_steps(state: State, _: frozenset[Safeguard]) -> Iterator[State]:
+    """What servers have been asked is done, or refused, or has never arrived."""
+    for index, one in enumerate(state.branch):
+        if one == "asked":
+            yield from (replace(state, branch=_put(state.branch, index, now)) for now in ("prepared", "gone"))
 
 
 def _commit_home(state: State, index: int, safeguards: frozenset[Safeguard]) -> Iterator[State]:
@@ -217,7 +222,7 @@ def explore(safeguards: frozenset[Safeguard] = ALL) -> Result:
     queue = deque([start])
     while queue:
         state = queue.popleft()
-        steps = (original_steps, recoverer_steps, retention_steps)
+        steps = (original_steps, server_steps, recoverer_steps, retention_steps)
         following = {after for step in steps for after in step(state, safeguards) if after != state}
         broken = violation(state, quiescent=not following)
         if broken:

@@ -1,4 +1,7 @@
-"""Run as a child process by the crash tests of two-phase sagas, with a fault point armed in the environment."""
+"""Run as a child process by the crash tests of two-phase sagas, with a fault point armed in the environment.
+
+The argument `trio` makes it a saga over three databases.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import sqlalchemy as sa
 
 from crosstie.orm import ConnectionManager
-from crosstie.sagas import saga
-from sagas.shop import Order, Stock
+from crosstie.sagas import SagaBlock, saga
+from sagas.shop import Invoice, Order, Stock
 
 
 def order(expiry_s: float = 0.001) -> str:
@@ -24,6 +27,18 @@ def order(expiry_s: float = 0.001) -> str:
     return s.saga_id
 
 
+def order_and_invoice(expiry_s: float = 0.001) -> SagaBlock:
+    """The same with a second branch, in `tertiary`; home is `default`."""
+    with saga("order", commit="two_phase", home="default", expiry_s=expiry_s) as s:
+        Order(sku="new", amount=Decimal("9.99")).save()
+        Stock(sku="new").save()
+        Invoice(sku="new").save()
+    return s
+
+
 if __name__ == "__main__":
     ConnectionManager.configure()
-    order()
+    if sys.argv[1:] == ["trio"]:
+        order_and_invoice()
+    else:
+        order()

@@ -19,7 +19,7 @@ from crosstie.orm.errors import CommitInDoubt, TransactionPoisoned
 from crosstie.orm.final_statement import FinalStatement
 from crosstie.orm.in_transaction import in_transaction
 
-__all__ = ["can_depart", "commit_departed", "commit_verified"]
+__all__ = ["can_depart", "commit_departed", "commit_verified", "depart", "end_on_our_side"]
 
 
 def commit_verified(
@@ -52,23 +52,21 @@ def commit_verified(
             with raw.cursor() as cursor:  # type: ignore[union-attr]
                 cursor.execute(statement)
         if final is not None or database.kind == "postgresql":
-            _end_on_our_side(root, raw)
+            end_on_our_side(root, raw)
         else:
             root.commit()
     except Exception as error:
         if database.kind == "sqlite" and raw.in_transaction:  # type: ignore[union-attr]
             # A COMMIT that SQLite refuses leaves the transaction open, and SQLAlchemy takes it for ended.
             raw.rollback()  # type: ignore[union-attr]
-        understood = _understood(database, error)
-        if understood is None:
-            raise
-        raise understood from error
+        _raise_understood(database, error)
+        raise
     _require_committed(database, tag)
     return answer
 
 
 def can_depart(database: Database, connection: sa.Connection) -> bool:
-    """Whether `commit_departed` can be used: the driver can send without waiting for the answer."""
+    """Whether the driver can send without waiting for the answer."""
     raw: Any = connection.connection.dbapi_connection
     if database.kind == "postgresql":
         from crosstie.orm import pipeline  # needs the driver, which others do without
@@ -96,35 +94,36 @@ def commit_departed(
     raw: Any = connection.connection.dbapi_connection
     _require_open(database, raw, written=written)
     try:
-        if final is not None:
-            arrive = final.depart_with_commit(database, connection)
-        elif database.kind == "postgresql":
-            from crosstie.orm import pipeline
-
-            arrive = pipeline.depart(connection, None, ())
-        else:
-            from crosstie.orm import mysql_request
-
-            arrive = mysql_request.depart(raw, "COMMIT")
+        arrive = depart(database, connection, "COMMIT") if final is None else final.depart(database, connection)
     except Exception as error:
-        understood = _understood(database, error)
-        if understood is None:
-            raise
-        raise understood from error
+        _raise_understood(database, error)
+        raise
 
     def believed() -> Answer | None:
         try:
             answer = arrive()
-            _end_on_our_side(root, raw)
+            end_on_our_side(root, raw)
         except Exception as error:
-            understood = _understood(database, error)
-            if understood is None:
-                raise
-            raise understood from error
+            _raise_understood(database, error)
+            raise
         _require_committed(database, answer.tag or "COMMIT")
         return None if final is None else answer
 
     return believed
+
+
+def depart(database: Database, connection: sa.Connection, statement: str) -> Callable[[], Answer]:
+    """Send what ends a transaction and do not wait; what is returned reads the answer. Both raise the driver's errors.
+
+    Where `can_depart` says so. Whoever does not read the answer has to close the connection.
+    """
+    if database.kind == "postgresql":
+        from crosstie.orm import pipeline
+
+        return pipeline.depart(connection, None, (), end=statement)
+    from crosstie.orm import mysql_request
+
+    return mysql_request.depart(connection.connection.dbapi_connection, statement)
 
 
 def _require_open(database: Database, raw: Any, *, written: bool) -> None:
@@ -144,20 +143,20 @@ def _require_committed(database: Database, tag: str) -> None:
         )
 
 
-def _understood(database: Database, error: Exception) -> Exception | None:
-    """Our exception for one that COMMIT has raised; None for what is no failure of a database."""
+def _raise_understood(database: Database, error: Exception) -> None:
+    """Raise our exception for one that COMMIT has raised, unless that is no failure of a database."""
     failure = classify(error)
     if failure is None:
         if not isinstance(error, OSError):
-            return None
+            return
         failure = Failure(CommitInDoubt, ends_transaction=True, commit_unknown=True, detail=str(error))
     if failure.commit_unknown:
         database.liveness.note_loss()
-        return CommitInDoubt(
+        raise CommitInDoubt(
             f"database {database.name!r}: the connection was lost during COMMIT ({failure.detail}); the "
             "transaction may or may not be durable. Read the data back before running the block again."
-        )
-    return failure.error(describe(failure, database.name, database.settings.address()))
+        ) from error
+    raise failure.error(describe(failure, database.name, database.settings.address())) from error
 
 
 def _commit_postgresql(raw: Any) -> str:
@@ -171,7 +170,7 @@ def _commit_postgresql(raw: Any) -> str:
         return str(cursor.statusmessage)
 
 
-def _end_on_our_side(root: sa.Transaction, raw: Any) -> None:
+def end_on_our_side(root: sa.Transaction, raw: Any) -> None:
     """Tell SQLAlchemy that its transaction is over; PyMySQL would send another COMMIT, psycopg look whether to."""
     raw.commit = _nothing
     try:

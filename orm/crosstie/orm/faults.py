@@ -30,9 +30,11 @@ FAULT_POINTS: Final[frozenset[str]] = frozenset(
         # one two-phase saga
         "two-phase.before-first-prepare",
         "two-phase.branch-recorded",
+        "two-phase.prepares-sent",
         "two-phase.branch-prepared",
         "two-phase.home-recorded",
         "two-phase.home-committed",
+        "two-phase.ends-sent",
         "two-phase.branch-finished",
         # one saga that recovers forward
         "forward.before-home",

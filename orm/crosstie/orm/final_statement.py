@@ -67,18 +67,24 @@ class FinalStatement:
             cursor.execute(sql, parameters)
             return Answer((), (), cursor.rowcount)
 
-    def depart_with_commit(self, database: Database, connection: sa.Connection) -> Callable[[], Answer]:
-        """Send it and COMMIT as `run_and_commit` does, and do not wait; what is returned reads the answer."""
+    def depart(
+        self, database: Database, connection: sa.Connection, by: Sequence[str] = ("COMMIT",)
+    ) -> Callable[[], Answer]:
+        """Send it and what ends the transaction `by`, and do not wait; what is returned reads the answer.
+
+        As `run_and_commit` does; on PostgreSQL one statement ends a transaction.
+        """
         if database.kind == "postgresql":
             from crosstie.orm import pipeline
 
             sql, parameters = self.statement.numbered(connection.dialect, self.values)
-            return pipeline.depart(connection, sql, parameters)
+            (end,) = by
+            return pipeline.depart(connection, sql, parameters, end=end)
         from crosstie.orm import mysql_request
 
         raw: Any = connection.connection.dbapi_connection
-        return mysql_request.depart(raw, *self._compound(connection))
+        return mysql_request.depart(raw, *self._compound(connection, by))
 
-    def _compound(self, connection: sa.Connection) -> tuple[str, Sequence[Any]]:
+    def _compound(self, connection: sa.Connection, by: Sequence[str] = ("COMMIT",)) -> tuple[str, Sequence[Any]]:
         sql, parameters = self.statement.rendered(connection.dialect, self.values)
-        return f"BEGIN NOT ATOMIC {sql}; COMMIT; END", parameters
+        return f"BEGIN NOT ATOMIC {sql}; {'; '.join(by)}; END", parameters

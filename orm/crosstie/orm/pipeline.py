@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Generator, Sequence
+from functools import partial
 from typing import Any, Final
 
 import psycopg
@@ -48,7 +49,7 @@ def execute(connection: sa.Connection, sql: str, parameters: Sequence[Any], *, c
     The answer is the statement's, and its `tag` that of the last command. Raises psycopg's errors: the statement's own,
     which leaves a transaction failed and open, COMMIT's own, or OperationalError where the connection was lost.
     """
-    request = _Request(connection, sql, parameters, commits=commits)
+    request = _Request(connection, sql, parameters, end="COMMIT" if commits else None)
     try:
         results = _exchange(request.raw, request.send)
     except psycopg.errors.InvalidSqlStatementName:
@@ -61,17 +62,20 @@ def commit(raw: Any) -> str:
     """COMMIT, unless nothing was begun; returns the server's tag. Raises as `execute` does."""
     if raw.pgconn.transaction_status == _IDLE:
         return "COMMIT"
-    return _tag(_exchange(raw, _send_commit))
+    return _tag(_exchange(raw, partial(_send_end, "COMMIT")))
 
 
-def depart(connection: sa.Connection, sql: str | None, parameters: Sequence[Any]) -> Callable[[], Answer]:
-    """Send a statement, if there is one, and COMMIT, and do not wait; what is returned reads the answer, as `execute`.
+def depart(
+    connection: sa.Connection, sql: str | None, parameters: Sequence[Any], *, end: str = "COMMIT"
+) -> Callable[[], Answer]:
+    """Send a statement, if there is one, and what is to `end` the transaction, and do not wait.
 
-    Until then the connection is good for nothing else: whoever does not read the answer has to close it.
+    What is returned reads the answer, and raises, as `execute` does. Until then the connection is good for nothing
+    else: whoever does not read the answer has to close it.
     """
     raw: Any = connection.connection.dbapi_connection
-    request = None if sql is None else _Request(connection, sql, parameters, commits=True)
-    _depart(raw, _send_commit if request is None else request.send)
+    request = None if sql is None else _Request(connection, sql, parameters, end=end)
+    _depart(raw, partial(_send_end, end) if request is None else request.send)
 
     def arrive() -> Answer:
         try:
@@ -88,15 +92,15 @@ def depart(connection: sa.Connection, sql: str | None, parameters: Sequence[Any]
 class _Request:
     """A statement as it goes to libpq, and what its answer says."""
 
-    __slots__ = ("_commits", "_formats", "_name", "_new", "_sql", "_transformer", "_types", "_values", "known", "raw")
+    __slots__ = ("_end", "_formats", "_name", "_new", "_sql", "_transformer", "_types", "_values", "known", "raw")
 
-    def __init__(self, connection: sa.Connection, sql: str, parameters: Sequence[Any], *, commits: bool) -> None:
+    def __init__(self, connection: sa.Connection, sql: str, parameters: Sequence[Any], *, end: str | None) -> None:
         raw: Any = connection.connection.dbapi_connection
         transformer = Transformer(raw)
         self.raw = raw
         self.known = known = _prepared_on(connection, raw)
         self._sql = sql
-        self._commits = commits
+        self._end = end
         self._transformer = transformer
         self._values = transformer.dump_sequence(parameters, [PyFormat.AUTO] * len(parameters))
         self._types, self._formats = transformer.types, transformer.formats
@@ -116,13 +120,13 @@ class _Request:
             if self._new:
                 pgconn.send_prepare(self._name, self._sql.encode(raw.info.encoding), self._types)
             pgconn.send_query_prepared(self._name, self._values, self._formats)
-        if self._commits:
-            _send_commit(pgconn)
+        if self._end is not None:
+            _send_end(self._end, pgconn)
 
     def answer(self, results: list[pq.abc.PGresult]) -> Answer:
         if self._new and self._name is not None:
             self.known[self._sql, self._types] = self._name
-        answer = results[-2 if self._commits else -1]
+        answer = results[-1 if self._end is None else -2]
         transformer = self._transformer
         transformer.set_pgresult(answer)
         description = [
@@ -132,8 +136,8 @@ class _Request:
         return Answer(rows, description, answer.command_tuples or 0, None, _tag(results))
 
 
-def _send_commit(pgconn: pq.abc.PGconn) -> None:
-    pgconn.send_query_params(b"COMMIT", None)
+def _send_end(statement: str, pgconn: pq.abc.PGconn) -> None:
+    pgconn.send_query_params(statement.encode(), None)
 
 
 def _prepared_on(connection: sa.Connection, raw: Any) -> dict[_Text, bytes]:

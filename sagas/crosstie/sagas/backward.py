@@ -16,7 +16,7 @@ from crosstie.orm.connection import ConnectionManager
 from crosstie.orm.database import Database
 from crosstie.orm.errors import CommitInDoubt, CrosstieError
 from crosstie.orm.faults import fault_point
-from crosstie.orm.joint_commit import commit_together
+from crosstie.orm.joint_commit import commit_together, raise_all
 from crosstie.orm.local_transaction import LocalTransaction, run_after_commit
 from crosstie.sagas import doorbell, image, record, withdrawal
 from crosstie.sagas.capture import BranchRecorder, HomeRecorder, uncaptured_reasons
@@ -129,11 +129,7 @@ class BackwardRecovery(Strategy):
         if len(branches) > 1:
             for tx in branches:
                 tx.make_ready()  # what fails here fails before the first commit
-        failed = list(commit_together(branches).values())
-        if len(failed) == 1:
-            raise failed[0]
-        if failed:
-            raise ExceptionGroup(f"{len(failed)} branches did not commit", failed)
+        raise_all(commit_together(branches), "branches did not commit")
         for _ in branches:
             fault_point("saga.branch-committed")
 

@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from functools import partial
 from typing import Any, Final, TypeAlias
 
 import sqlalchemy as sa
 
+from crosstie.orm.commit import can_depart, depart, end_on_our_side
 from crosstie.orm.database import Database
 from crosstie.orm.driver_errors import classify, describe
 from crosstie.orm.errors import DatabaseUnavailable, LockTimeout, TransactionPoisoned
 from crosstie.orm.in_transaction import in_transaction
+from crosstie.orm.joint_commit import Request
 from crosstie.orm.local_transaction import LocalTransaction
-from crosstie.orm.pool import ENDED
 from crosstie.sagas.branch_id import BranchId
 from crosstie.sagas.errors import TwoPhaseUnavailable
 from crosstie.sagas.record import Mode, SagaHeader
@@ -55,50 +57,134 @@ class PreparableTransaction(LocalTransaction):
     def __init__(self, database: Database, branch: BranchId, before_begin: BeforeBegin) -> None:
         self.branch = branch
         self.is_prepared = False
+        """Whether the server keeps it, or may: true from when it is asked to, and until it says no."""
         super().__init__(database, before_begin=before_begin)
 
-    def prepare(self) -> None:
-        """Have the server keep the transaction; from now on only its name ends it.
-
-        Raises what `commit` raises; after any error the transaction may still be prepared.
-        """
-        self.run_before_commit()
+    def make_ready_to_prepare(self) -> None:
+        """Run what comes before PREPARE and cannot be sent with it; after an error the transaction is still open."""
+        self.run_before_commit(final=False)
         self.require_healthy()
-        self._hide()
         # A server that ended the transaction after an error would prepare an empty one.
         if not in_transaction(self.database, self.connection.connection.dbapi_connection):
             raise TransactionPoisoned(
                 f"database {self.database.name!r}: expected an open transaction to prepare and found none: the server "
                 "had ended it after an error. Run the whole block again."
             )
-        with _mapped(self.database):
-            self._prepare()
+        final = self._final
+        along = final is not None and final.commits_on(self.database, self.connection)
+        if not (along and can_depart(self.database, self.connection)):
+            self.run_final()
 
-    @abstractmethod
-    def _prepare(self) -> None: ...
+    def preparation(self) -> Request:
+        """Has the server keep the transaction, which is ready; from then on only its name ends it.
 
-    @abstractmethod
-    def finish(self, *, commit: bool) -> None:
-        """Commit or roll back what was prepared. Raises DatabaseError; a worker can still do it then."""
+        Raises what `commit` raises; the transaction has ended on this side then, and may be prepared all the same.
+        """
+        return Request(self, self._depart_to_prepare, self._prepare)
 
+    def ending(self, *, commit: bool) -> Request:
+        """Commits or rolls back what is prepared, and rolls back what is not.
 
-class _PostgreSQLBranch(PreparableTransaction):
+        Raises DatabaseError; a worker can still do it then.
+        """
+        return Request(self, partial(self._depart_to_end, commit), partial(self._end, commit))
+
+    def _depart_to_prepare(self) -> Callable[[], None] | None:
+        if not can_depart(self.database, self.connection):
+            return None
+        self._hide()
+        with self._preparing():
+            if self._final is not None:
+                answer = self._final.depart(self.database, self.connection, self._prepares_by())
+            else:
+                (statement,) = self._prepares_by()
+                answer = depart(self.database, self.connection, statement)
+
+        def arrive() -> None:
+            with self._preparing():
+                told = answer()
+                self._require_prepared(told.tag)
+            if self._final is not None:
+                self._final.then(told)
+
+        return arrive
+
     def _prepare(self) -> None:
-        tag = _send(self.connection, f"PREPARE TRANSACTION '{self.branch.gid()}'")
+        self._hide()
+        (statement,) = self._prepares_by()
+        with self._preparing():
+            self._require_prepared(_send(self.connection, statement))
+
+    def _depart_to_end(self, commit: bool) -> Callable[[], None] | None:
+        if not (self.is_prepared and self.is_open and can_depart(self.database, self.connection)):
+            return None
+        with self._letting_go():
+            answer = depart(self.database, self.connection, _ends_by(self.database, self.branch, commit=commit))
+
+        def arrive() -> None:
+            with self._letting_go():
+                try:
+                    answer()
+                except Exception as error:
+                    if _code(error) != _NO_SUCH_NAME:  # else somebody has ended it already
+                        raise
+                if commit:
+                    end_on_our_side(self._root, self.connection.connection.dbapi_connection)
+            if commit:
+                self._end_committed(None)
+            else:
+                LocalTransaction.rollback(self)
+
+        return arrive
+
+    @abstractmethod
+    def _end(self, commit: bool) -> None: ...
+
+    @abstractmethod
+    def _prepares_by(self) -> Sequence[str]:
+        """What the server is told, after a last statement if there is one; without one it is one statement."""
+
+    def _require_prepared(self, tag: str | None) -> None:
         # A failed transaction is answered with ROLLBACK, and that is no error.
-        if tag != "PREPARE TRANSACTION":
+        if tag and tag != "PREPARE TRANSACTION":
             raise TransactionPoisoned(
                 f"database {self.database.name!r} answered PREPARE TRANSACTION with {tag}: a statement had failed in "
                 "the transaction. Run the whole block again."
             )
-        self.is_prepared = True
-        # The connection is free again, and COMMIT PREPARED may run on any.
-        self._root.rollback()
-        self.connection.info[ENDED] = True
-        self._release()
 
-    def finish(self, *, commit: bool) -> None:
-        finish(self.database, self.branch, commit=commit)
+    @contextmanager
+    def _preparing(self) -> Iterator[None]:
+        with self._letting_go():
+            # Set before the statement: where its answer is lost, it may have been prepared.
+            self.is_prepared = True
+            try:
+                yield
+            except Exception as error:
+                failure = classify(error)
+                if isinstance(error, TransactionPoisoned) or (failure is not None and not failure.commit_unknown):
+                    self.is_prepared = False
+                raise
+
+    @contextmanager
+    def _letting_go(self) -> Iterator[None]:
+        """After an error nothing here keeps others from ending what may be prepared."""
+        try:
+            with _mapped(self.database):
+                yield
+        except BaseException:
+            self.rollback()
+            raise
+
+
+class _PostgreSQLBranch(PreparableTransaction):
+    def _prepares_by(self) -> Sequence[str]:
+        return (f"PREPARE TRANSACTION '{self.branch.gid()}'",)
+
+    def _end(self, commit: bool) -> None:
+        if self.is_open:
+            self.rollback()  # what is prepared is not on the connection any more, and may be ended on any
+        if self.is_prepared:
+            finish(self.database, self.branch, commit=commit)
 
 
 class _XaBranch(PreparableTransaction):
@@ -106,6 +192,7 @@ class _XaBranch(PreparableTransaction):
 
     def __init__(self, database: Database, branch: BranchId, before_begin: BeforeBegin) -> None:
         self._xid = branch.xid(database)
+        self._has_ended = False
         super().__init__(database, branch, before_begin)
         self.commits_by = (f"XA END {self._xid}", f"XA COMMIT {self._xid} ONE PHASE")
         try:
@@ -115,23 +202,27 @@ class _XaBranch(PreparableTransaction):
             super().rollback()
             raise
 
-    def _prepare(self) -> None:
-        _send(self.connection, f"XA END {self._xid}")
-        # Set before the statement: where its answer is lost, it may have been prepared.
-        self.is_prepared = True
-        _send(self.connection, f"XA PREPARE {self._xid}")
-
-    def finish(self, *, commit: bool) -> None:
-        if not self.is_open:
-            finish(self.database, self.branch, commit=commit)
-            return
-        try:
+    def make_ready_to_prepare(self) -> None:
+        """Send XA END, too, where it cannot be in one request with XA PREPARE."""
+        super().make_ready_to_prepare()
+        if self._final is None:
             with _mapped(self.database):
-                _send(self.connection, f"XA {'COMMIT' if commit else 'ROLLBACK'} {self._xid}")
-        except BaseException:
-            self._let_go()
-            raise
-        super().rollback()
+                _send(self.connection, f"XA END {self._xid}")
+            self._has_ended = True
+
+    def _prepares_by(self) -> Sequence[str]:
+        prepare = f"XA PREPARE {self._xid}"
+        return (prepare,) if self._has_ended else (f"XA END {self._xid}", prepare)
+
+    def _end(self, commit: bool) -> None:
+        if self.is_open and self.is_prepared:
+            with self._letting_go():
+                _send(self.connection, _ends_by(self.database, self.branch, commit=commit))
+            super().rollback()
+        elif self.is_open:
+            self.rollback()
+        elif self.is_prepared:
+            finish(self.database, self.branch, commit=commit)
 
     def rollback(self) -> None:
         """Roll back; what is prepared is let go instead, because home may have committed."""
@@ -140,7 +231,7 @@ class _XaBranch(PreparableTransaction):
             return
         try:
             # After a failed XA END, XA ROLLBACK is what is left; the other way round it is refused.
-            for statement in (f"XA END {self._xid}", f"XA ROLLBACK {self._xid}"):
+            for statement in (f"XA END {self._xid}", f"XA ROLLBACK {self._xid}")[self._has_ended :]:
                 _send(self.connection, statement)
         except Exception as error:
             if classify(error) is None and not isinstance(error, sa.exc.SQLAlchemyError):
@@ -237,23 +328,25 @@ def finish(database: Database, branch: BranchId, *, commit: bool) -> None:
 
     Raises LockTimeout where the connection that prepared it is still there, and what else the database answers.
     """
-    verb = "COMMIT" if commit else "ROLLBACK"
-    postgresql = database.kind == "postgresql"
-    name = f"{verb} PREPARED '{branch.gid()}'" if postgresql else f"XA {verb} {branch.xid(database)}"
     with _alone(database) as connection:
         try:
-            _send(connection, name)
+            _send(connection, _ends_by(database, branch, commit=commit))
         except Exception as error:
             if _code(error) not in {_NO_SUCH_NAME, _XAER_NOTA}:
                 raise
         else:
             return
     # An XA id is unknown to other connections, though listed, as long as its own is open.
-    if not postgresql and branch in (prepared_branches(database) or ()):
+    if database.kind != "postgresql" and branch in (prepared_branches(database) or ()):
         raise LockTimeout(
             f"database {database.name!r}: the prepared branch of saga {branch.saga_id} still belongs to the connection "
             "that prepared it. It can be ended once that is closed; a worker will."
         )
+
+
+def _ends_by(database: Database, branch: BranchId, *, commit: bool) -> str:
+    verb = "COMMIT" if commit else "ROLLBACK"
+    return f"{verb} PREPARED '{branch.gid()}'" if database.kind == "postgresql" else f"XA {verb} {branch.xid(database)}"
 
 
 @contextmanager

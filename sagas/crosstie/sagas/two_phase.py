@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from crosstie.orm.database import Database
 from crosstie.orm.errors import CommitInDoubt, CrosstieError
 from crosstie.orm.faults import fault_point
+from crosstie.orm.joint_commit import raise_all, request_together
 from crosstie.orm.local_transaction import LocalTransaction, run_after_commit
 from crosstie.orm.recorder import WriteRecorder
 from crosstie.sagas import doorbell, record
@@ -80,19 +81,14 @@ class TwoPhaseCommit(Strategy):
         header = ending.header
         after = ending.take("after_commit")
         restorers = ending.take("on_rollback")
-        tried: list[PreparableTransaction] = []
+        branches: list[PreparableTransaction] = []
+        for tx in ending.branches:
+            assert isinstance(tx, PreparableTransaction), f"{tx.database.name} was not refused"
+            branches.append(tx)
         committing_home = False
         try:
             fault_point("two-phase.before-first-prepare")
-            for name in header.branches:
-                tx = ending.transactions[name]
-                assert isinstance(tx, PreparableTransaction), f"{name} was not refused"
-                with tx.mapped_errors(), tx.internal():
-                    record.insert(tx.connection, header, name, "done")
-                fault_point("two-phase.branch-recorded")
-                tried.append(tx)
-                tx.prepare()
-                fault_point("two-phase.branch-prepared")
+            self._prepare_branches(ending, branches)
             ending.decide()
             fault_point("two-phase.home-recorded")
             committing_home = True
@@ -104,40 +100,56 @@ class TwoPhaseCommit(Strategy):
                 # Home's COMMIT was not sent and will not be, so there is nothing to ask.
                 decided = Decision.ABORTED
             if decided is not Decision.COMMITTED:
-                self._abort(header, tried, error, restorers, ending)
+                self._abort(header, branches, error, restorers, ending)
         except BaseException:
             # A crash but for the name: a worker ends it like one.
             ending.roll_back()
             doorbell.ring(header)
             raise
         fault_point("two-phase.home-committed")
-        self.owed = tuple(self._finish(header, tried, commit=True))
+        self.owed = tuple(self._finish(header, branches, commit=True))
         run_after_commit(after, header.home)
+
+    def _prepare_branches(self, ending: Ending, branches: Sequence[PreparableTransaction]) -> None:
+        """Prepare them, all at once, each with its record."""
+        ending.run_hooks()  # what those of one leave in another is to be prepared, too
+        for tx in branches:
+            tx.conclude_with(record.insertion(ending.header, tx.database.name, "done"))
+            fault_point("two-phase.branch-recorded")
+        for tx in branches:
+            tx.make_ready_to_prepare()  # what fails here fails before the first is prepared
+        raise_all(
+            request_together([tx.preparation() for tx in branches], lambda: fault_point("two-phase.prepares-sent")),
+            "branches were not prepared",
+        )
+        for _ in branches:
+            fault_point("two-phase.branch-prepared")
 
     def _abort(
         self,
         header: SagaHeader,
-        tried: Sequence[PreparableTransaction],
+        branches: Sequence[PreparableTransaction],
         error: Exception,
         restorers: Sequence[Callable[[], None]],
         ending: Ending,
     ) -> None:
-        pending = self._finish(header, tried, commit=False)
+        pending = self._finish(header, branches, commit=False)
         ending.roll_back()
         for restore in reversed(restorers):
             restore()
         raise aborted(self.terms, error, tuple(pending)) from error
 
-    def _finish(self, header: SagaHeader, tried: Sequence[PreparableTransaction], *, commit: bool) -> list[str]:
-        """End what is prepared; those that a worker has to end, because their database does not do it now."""
-        pending: list[str] = []
-        for tx in tried:
-            try:
-                tx.finish(commit=commit)
-            except CrosstieError as error:
-                logger.warning("saga %s (%r) waits for %r: %s", header.saga_id, header.name, tx.database.name, error)
-                pending.append(tx.database.name)
-            fault_point("two-phase.branch-finished")
-        if pending:
+    def _finish(self, header: SagaHeader, branches: Sequence[PreparableTransaction], *, commit: bool) -> list[str]:
+        """End what is prepared, all at once; those that a worker has to end, as their database does not do it now."""
+        endings = [tx.ending(commit=commit) for tx in branches]
+        failed = request_together(endings, lambda: fault_point("two-phase.ends-sent"))
+        for tx, error in failed.items():
+            logger.warning("saga %s (%r) waits for %r: %s", header.saga_id, header.name, tx.database.name, error)
+        if failed:
             doorbell.ring(header)
-        return pending
+        for error in failed.values():
+            if not isinstance(error, CrosstieError):
+                raise error
+        for _ in branches:
+            fault_point("two-phase.branch-finished")
+        return [tx.database.name for tx in branches if tx in failed]
