@@ -1,7 +1,8 @@
 """Two-phase commit: every branch is prepared, home's commit is the decision, and the branches obey it.
 
-Nothing is undone and no images are kept, so a branch may run any SQL. Until home has committed nobody sees a branch's
-writes, and a crash leaves them locked until a worker has asked home.
+All branches are asked to prepare at once, and to commit at once. Nothing is undone and no images are kept, so a branch
+may run any SQL. Until home has committed nobody sees a branch's writes, and a crash leaves them locked until a worker
+has asked home.
 """
 
 from __future__ import annotations
