@@ -5,6 +5,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 DEV := .venv/.installed-dev
+# Where no bytecode may be kept, every child process of a test compiles all of crosstie again.
+unexport PYTHONDONTWRITEBYTECODE
 # The demo needs no more than the library and its drivers; where the development set is there, that will do.
 RUNTIME := $(if $(wildcard $(DEV)),$(DEV),.venv/.installed)
 

@@ -28,6 +28,16 @@ def test_over_crash_pairs(crash_pair): pass
 def test_over_trios(trio): pass
 
 def test_over_none(): pass
+
+@pytest.mark.turns("left", "right")
+@pytest.mark.parametrize("point", range(5))
+@pytest.mark.parametrize("left", ["the left", "the wrong"])
+@pytest.mark.parametrize("right", ["that", "another", "third"])
+def test_marked(point, left, right): pass
+
+@pytest.mark.turns("pair", "other")
+@pytest.mark.parametrize("pair", PAIRS[:3], indirect=True, ids="-".join)
+def test_marked_over_its_own(pair): pass
 """
 
 
@@ -51,12 +61,15 @@ def test_turns_are_taken_in_continuous_integration_or_when_asked_for() -> None:
         turns_are_taken({"CROSSTIE_TEST_PAIRS": "some"})
 
 
-@pytest.mark.parametrize(("said", "count"), [("all", 7 + 21 + 3 + 3 + 3 + 1), ("turns", 1 + 3 + 3 + 1 + 1 + 1)])
+@pytest.mark.parametrize(
+    ("said", "count"), [("all", 7 + 21 + 3 + 3 + 3 + 1 + 30 + 3), ("turns", 1 + 3 + 3 + 1 + 1 + 1 + 5 + 1)]
+)
 def test_a_run_collects_those_in_turn(said: str, count: int, tmp_path: Path) -> None:
-    """A test that names its pairs keeps them."""
+    """A test that names its pairs keeps them; one that is marked is run over one combination."""
     tests = tmp_path / "test_some.py"
     tests.write_text(PROGRAM)
-    command: list[str | Path] = ["-m", "pytest", "-p", "conftest", "-p", "no:cacheprovider", "-c", "/dev/null"]
+    plugins = ["-p", "conftest", "-p", "no:cacheprovider", "-p", "no:warnings"]  # only the project knows the mark
+    command: list[str | Path] = ["-m", "pytest", *plugins, "-c", "/dev/null"]
     with Child(
         [*command, "--collect-only", "-q", tests], folder=tmp_path, environment={"CROSSTIE_TEST_PAIRS": said}
     ) as run:

@@ -39,6 +39,7 @@ LIBRARIES: Final = (
     *("celery.worker.consumer", "celery.loaders.app", "celery.app.control", "celery.app.events", "celery.app.log"),
     *("kombu.transport.pyamqp", "kombu.transport.redis", "kombu.transport.sqlalchemy", "kombu.transport.filesystem"),
     *("concurrent.futures.thread", "multiprocessing.util", "logging.handlers", "ipaddress", "zoneinfo", "rich.console"),
+    *("numpy", "pyroaring", "typer", "stamina", "xml.etree.ElementTree"),
 )
 LONGEST_REQUEST: Final = 1 << 17
 PR_SET_PDEATHSIG: Final = 1
@@ -200,6 +201,7 @@ def run(arguments: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     del sys.path[0]  # this folder, which no child asked for
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"  # numpy would start threads, and what forks has one
     for library in LIBRARIES:
         importlib.import_module(library)
     gc.freeze()  # what is here already is shared by all children

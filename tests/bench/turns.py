@@ -1,7 +1,7 @@
 """In continuous integration, a test over all pairs or trios of databases is run over one: they take turns.
 
 Each test keeps one, which depends on its name alone, so all have about as many tests. `CROSSTIE_TEST_PAIRS`
-says `all` or `turns`.
+says `all` or `turns`. A test may have other fixtures take turns: `@pytest.mark.turns("broker", "database")`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import pytest
 __all__ = ["kept", "leave_out", "turns_are_taken"]
 
 VARIABLE: Final = "CROSSTIE_TEST_PAIRS"
+MARK: Final = "turns"
 
 
 def turns_are_taken(environment: Mapping[str, str] = os.environ) -> bool:
@@ -37,20 +38,36 @@ def leave_out(
 ) -> tuple[list[pytest.Item], list[pytest.Item]]:
     """Part tests into those that are run and those whose pair is not in turn.
 
-    `families` are all pairs of a fixture. A test that names its pairs itself, and not all of them, keeps them all.
+    `families` are all pairs of a fixture. A test that names its pairs itself, and not all of them, keeps them all,
+    unless it is marked: `turns("one", "other")` has the values of these fixtures take turns, in every combination.
+    The ids of values are the values themselves.
     """
     members: dict[tuple[str, str], list[tuple[pytest.Item, tuple[str, ...]]]] = defaultdict(list)
     for item in items:
-        found = _pair_of(item, families)
+        found = _marked(item) or _pair_of(item, families)
         if found is not None:
-            fixture, name, pair = found
-            members[fixture, name].append((item, pair))
+            fixture, name, choice = found
+            members[fixture, name].append((item, choice))
     out: set[pytest.Item] = set()
     for (fixture, name), group in members.items():
-        if {pair for _, pair in group} == set(families[fixture]):
-            stays = kept(name, families[fixture])
-            out.update(item for item, pair in group if pair != stays)
+        there = {choice for _, choice in group}
+        choices = families.get(fixture) or sorted(there)
+        if there == set(choices):
+            stays = kept(name, choices)
+            out.update(item for item, choice in group if choice != stays)
     return [item for item in items if item not in out], [item for item in items if item in out]
+
+
+def _marked(item: pytest.Item) -> tuple[str, str, tuple[str, ...]] | None:
+    """No family, the test's name without the values of the fixtures that take turns, and these values."""
+    mark = item.get_closest_marker(MARK)
+    params = getattr(getattr(item, "callspec", None), "params", {})
+    values = [params[fixture] for fixture in (mark.args if mark else ()) if fixture in params]
+    choice = tuple(value if isinstance(value, str) else "-".join(value) for value in values)
+    name = item.nodeid
+    for value in choice:
+        name = name.replace(value, "*", 1)
+    return ("", name, choice) if choice else None
 
 
 def _pair_of(item: pytest.Item, fixtures: Mapping[str, object]) -> tuple[str, str, tuple[str, ...]] | None:

@@ -22,6 +22,8 @@ from crosstie.outbox.brokers import BrokerUnavailable, Message, MessageRefused, 
 from outbox import bank
 from outbox.bank import Moved
 
+pytestmark = pytest.mark.turns("far_end", "database")
+
 Configure = Callable[..., dict[str, str]]
 POINTS: Final = {
     "relay.claimed": False,

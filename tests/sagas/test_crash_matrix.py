@@ -61,6 +61,7 @@ def test_a_process_killed_in_a_saga_leaves_all_or_nothing(
         ("saga.branch-committed", 2),
     ],
 )
+@pytest.mark.turns("trio")
 @pytest.mark.parametrize("trio", TRIOS, ids="-".join, indirect=True)
 def test_a_process_killed_in_a_saga_over_three_databases_leaves_all_or_nothing(
     point: str, nth: int, configured_trio: Trio, spawn: Spawner

@@ -27,6 +27,8 @@ from crosstie.sagas.record import insert
 from sagas.proxied import COMMIT
 from sagas.shop import Invoice, Order, Stock, contents, create_shop, saga_states, sweep_until_quiet, sweep_until_undone
 
+pytestmark = pytest.mark.turns("bench")
+
 BRANCHES = ("secondary", "tertiary")
 KINDS: list[tuple[DatabaseKind, DatabaseKind, DatabaseKind]] = [
     ("sqlite", "postgresql", "mariadb"),

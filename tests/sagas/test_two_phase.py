@@ -49,7 +49,7 @@ from sagas.proxied import COMMIT
 from sagas.shop import Invoice, Order, Stock, contents, create_shop, saga_states
 from sagas.two_phase_program import order
 
-pytestmark = pytest.mark.xdist_group("two-phase")
+pytestmark = [pytest.mark.xdist_group("two-phase"), pytest.mark.turns("shop")]
 
 PROGRAM = Path(__file__).with_name("two_phase_program.py")
 POINTS = sorted(point for point in FAULT_POINTS if point.startswith("two-phase."))

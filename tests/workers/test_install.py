@@ -45,7 +45,7 @@ def settings_of(app: Celery) -> dict[str, Any]:
 
 
 @pytest.mark.usefixtures("configured_database")
-@pytest.mark.parametrize("configured_database", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 class TestInstalled:
     """What an installed app is like."""
 
@@ -118,7 +118,7 @@ def test_importing_crosstie_gives_no_task_to_other_apps() -> None:
     assert not set(TASK_NAMES) & set(stranger.tasks)
 
 
-@pytest.mark.parametrize("configured_database", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 def test_our_own_app_can_be_trusted(configured_database: object, monkeypatch: pytest.MonkeyPatch) -> None:
     """JSON only, one message at a time, results nowhere, and a broker waited for however long it is away."""
     conf = own_app.conf
