@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from typing import Any, Final
 
 import pytest
@@ -181,25 +178,25 @@ def test_a_copy_is_found_by_its_names(forum: Any) -> None:
         select_copies(["Post.usernam"])
 
 
-def test_the_commands(forum: Any, configured: Pair) -> None:
+def test_the_commands(forum: Any, configured: Pair, spawn: Spawner) -> None:
     """Walk, compare, repair; the exit status says whether rows differ."""
     old_rows(configured, 3)
-    environment = os.environ | configured.environment | {"PYTHONPATH": "tests"}
 
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "crosstie.workers", *arguments, "--import", "copies.forum_models"]
-        return subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
+    def run(*arguments: str) -> tuple[int, str]:
+        command = ("-m", "crosstie.workers", *arguments, "--import", "copies.forum_models")
+        child = spawn.python(*command, environment=configured.environment)
+        return child.wait(), child.output
 
-    compared = run("verify-copies", "--json", "--settle", "0")
-    assert compared.returncode == 1, compared.stderr
-    by_name = {one["name"]: one for one in json.loads(compared.stdout)["copies"]}
+    status, output = run("verify-copies", "--json", "--settle", "0")
+    assert status == 1, output
+    by_name = {one["name"]: one for one in json.loads(output)["copies"]}
     assert by_name[posts().name]["differing"] == 3
-    assert "3 rows of 'users' are told" in run("backfill", "Post.username").stdout
+    assert "3 rows of 'users' are told" in run("backfill", "Post.username")[1]
     propagate()
-    compared = run("verify-copies", "posts.username", "--settle", "0")
-    assert (compared.returncode, "Every copy equals its original." in compared.stdout) == (0, True)
+    status, output = run("verify-copies", "posts.username", "--settle", "0")
+    assert (status, "Every copy equals its original." in output) == (0, True)
     configured.second.execute("UPDATE posts SET username = 'x'")
-    compared = run("verify-copies", "--repair", "--settle", "0.1")
-    assert (compared.returncode, "Events for the rows that differ are written" in compared.stdout) == (1, True)
+    status, output = run("verify-copies", "--repair", "--settle", "0.1")
+    assert (status, "Events for the rows that differ are written" in output) == (1, True)
     propagate()
     assert differing(configured) == []

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
 
+from bench.processes import Spawner
 from crosstie.orm import ActiveRecord, Tenants
 from crosstie.orm.field import IntegerPKMixin
 from crosstie.orm.registry import registry
@@ -109,16 +109,17 @@ def models_of_the_test_alone() -> Iterator[None]:
     ],
     ids=["default", "text", "mermaid", "graphviz"],
 )
-def test_the_map_is_drawn_in_each_format(arguments: list[str], expected: str, tmp_path, monkeypatch) -> None:
+def test_the_map_is_drawn_in_each_format(arguments: list[str], expected: str, tmp_path: Path, spawn: Spawner) -> None:
     """Whole, in the order of names, by a command of its own that asks no database: none of them exists."""
     (tmp_path / "atlas.py").write_text(MODELS)
     nowhere = {"driver": "postgresql", "host": "127.0.0.1", "port": 1, "database": "nowhere"}
-    for name in ("DEFAULT", "SECONDARY"):
-        for key, value in nowhere.items():
-            monkeypatch.setenv(f"CROSSTIE_CONNECTIONS__{name}__{key.upper()}", str(value))
-    command = [sys.executable, "-m", "crosstie.workers", "map", "--import", "atlas", *arguments]
-    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
-    assert (ended.returncode, ended.stdout, ended.stderr) == (0, expected, "")
+    environment = {
+        f"CROSSTIE_CONNECTIONS__{name}__{key.upper()}": str(value)
+        for name in ("DEFAULT", "SECONDARY")
+        for key, value in nowhere.items()
+    }
+    command = ("-m", "crosstie.workers", "map", "--import", "atlas", *arguments)
+    assert spawn.python(*command, environment=environment).wait_ok() == expected
 
 
 def test_the_order_of_definition_does_not_matter() -> None:

@@ -13,6 +13,7 @@ import pytest
 from bench.databases import Pair
 from bench.faults import crash_at
 from crosstie.orm.connection import ConnectionManager
+from crosstie.orm.errors import LockTimeout
 from crosstie.orm.faults import FaultInjected, armed
 from crosstie.sagas import SagaAborted, saga, sweep_sagas
 from crosstie.sagas.operation import end_now
@@ -150,18 +151,41 @@ def test_only_an_expired_saga_is_retried_and_any_undecided_one_cancelled(cli: Ca
     assert saga_states(shop.by_name) == {"default": ["finished"], "secondary": ["undone"]}
 
 
+@pytest.mark.turns("crash_pair")
+@pytest.mark.parametrize(
+    "crash_pair", [("postgresql", "mariadb"), ("mariadb", "postgresql")], indirect=True, ids="-".join
+)
 def test_a_running_saga_that_is_cancelled_is_told_at_its_commit(shop: Pair) -> None:
     """Home's register decides between the two."""
     before = contents(shop.by_name)
-    block = saga("restock")
+    ended: list[bool] = []
 
     def operator() -> None:
-        assert end_now(s.saga_id).finished
+        ended.append(end_now(s.saga_id).finished)
 
-    with pytest.raises(SagaAborted), armed("saga.branch-committed", operator), block as s:
+    with pytest.raises(SagaAborted), armed("saga.branch-committed", operator), saga("restock") as s:
         Order(sku="new", amount=Decimal(1)).save()
         Stock(sku="new").save()
+    assert ended == [True]
     assert contents(shop.by_name) == before
+
+
+@pytest.mark.parametrize("crash_pair", [("sqlite", "sqlite")], indirect=True, ids="-".join)
+def test_a_running_saga_whose_home_is_sqlite_is_not_cancelled_between_its_commits(shop: Pair) -> None:
+    """Its transaction has home to itself: whoever comes then is told that it is locked."""
+    ConnectionManager.configure(shop.configuration | {"default": shop.first.config | {"busy_timeout_s": 0.1}})
+    refused: list[Exception] = []
+
+    def operator() -> None:
+        with pytest.raises(LockTimeout) as caught:
+            end_now(s.saga_id)
+        refused.append(caught.value)
+
+    with armed("saga.branch-committed", operator), saga("restock") as s:
+        Order(sku="new", amount=Decimal(1)).save()
+        Stock(sku="new").save()
+    assert len(refused) == 1
+    assert saga_states(shop.by_name) == {"default": ["committed"], "secondary": ["applied"]}
 
 
 def test_a_committed_saga_is_settled_and_not_cancelled(cli: Callable, shop: Pair) -> None:
