@@ -41,6 +41,7 @@ def changes() -> AuditResult:
     return result
 
 
+@pytest.mark.turns("pair")
 @FEW
 def test_what_a_saga_has_in_its_hands_is_looked_at_once_it_is_resolved(noted: Blog) -> None:
     """Deferred by one audit of changes, judged by the next."""
@@ -55,6 +56,7 @@ def test_what_a_saga_has_in_its_hands_is_looked_at_once_it_is_resolved(noted: Bl
     assert sorted(one.parent_key for one in changes().findings) == [900, 901]
 
 
+@pytest.mark.turns("pair")
 @FEW
 def test_a_saga_may_delete_what_triggers_note(noted: Blog) -> None:
     """In a branch, and it is taken back: the rows are there again, and were looked at for nothing."""

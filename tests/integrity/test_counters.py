@@ -209,6 +209,7 @@ def write(shop: tuple[Any, Any], user: Any, *, home: str) -> None:
         user.increment(posts_count=1)
 
 
+@pytest.mark.turns("pair")
 @FEW
 @pytest.mark.parametrize("home", ["default", "secondary"])
 def test_half_a_saga_is_deferred(configured: Pair, shop: tuple[Any, Any], home: str) -> None:
@@ -251,6 +252,7 @@ def test_half_a_saga_is_deferred(configured: Pair, shop: tuple[Any, Any], home: 
     assert (wrong(result), result.deferred) == ({drifted.id: (0, 9)}, 0)
 
 
+@pytest.mark.turns("pair")
 @FEW
 def test_declared_counters_belong_to_audits(configured: Pair, shop: tuple[Any, Any]) -> None:
     """In the state, JSON, the page and the metrics; to audits of everything, and of the reference that they follow."""

@@ -53,6 +53,7 @@ def left_over(report: AuditReport) -> dict[str, list[tuple[str, str]]]:
     return {one.database: [(found.kind, found.saga_id) for found in one.found] for one in report.leftovers}
 
 
+@pytest.mark.turns("pair")
 @FEW
 def test_leftovers_of_sagas_are_findings(blog: Blog, configured: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the state of the report, in JSON, on the page and in the metrics; every committed saga is looked at."""

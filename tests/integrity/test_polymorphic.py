@@ -127,6 +127,7 @@ def test_every_strategy_reads_the_rows_of_one_type(configured: Pair, album: Albu
             assert result.keys_checked == len({key for kind, key in notes if kind == of_type}), strategy
 
 
+@pytest.mark.turns("pair")
 @FEW
 def test_without_models_and_in_the_settings(
     configured: Pair, album: Album, no_models: None, monkeypatch: pytest.MonkeyPatch
@@ -148,6 +149,7 @@ def test_without_models_and_in_the_settings(
             reflected_reference(text)
 
 
+@pytest.mark.turns("pair")
 @FEW
 def test_what_a_saga_has_is_deferred(configured: Pair, album: Album) -> None:
     """A note of a type that is unknown, and one whose post is not yet there."""

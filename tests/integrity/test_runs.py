@@ -66,6 +66,7 @@ def test_the_query_of_a_finding_shows_its_rows(configured: Pair, blog: Blog) -> 
     assert [row[1] for row in configured.second.rows(found.query)] == [found.parent_key]
 
 
+@pytest.mark.turns("pair")
 @FEW
 def test_rows_of_an_unresolved_saga_are_not_reported_until_it_is_resolved(configured: Pair, blog: Blog) -> None:
     """The branch's record stays `applied` until a worker settles it; the orphan that it leaves is then found."""
@@ -84,6 +85,7 @@ def test_rows_of_an_unresolved_saga_are_not_reported_until_it_is_resolved(config
     assert second.deferred_keys == 0
 
 
+@pytest.mark.turns("pair")
 @FEW
 def test_a_parent_deleted_by_an_unresolved_saga_is_not_reported(configured: Pair, blog: Blog) -> None:
     """The record in the parent's database tells the key of the row that is gone."""
@@ -204,6 +206,7 @@ def test_a_run_whose_end_cannot_be_recorded_is_incomplete(blog: Blog, configured
     assert recorded_runs(configured)[0][2] == "running"
 
 
+@pytest.mark.turns("pair")
 @FEW
 def test_a_killed_audit_stays_running_until_the_next_supersedes_it(
     configured: Pair, blog: Blog, spawn: Spawner

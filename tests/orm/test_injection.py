@@ -109,6 +109,7 @@ NAMED: dict[str, Callable[[str], object]] = {
 }
 
 
+@pytest.mark.turns("database")
 @pytest.mark.parametrize("argument", NAMED)
 def test_a_name_is_that_of_a_field_or_is_refused(vaults: TestDatabase, argument: str) -> None:
     """Whatever it contains; no statement carries any of it."""

@@ -211,6 +211,7 @@ def test_an_unknown_name_is_refused_with_the_nearest(items: TestDatabase) -> Non
         User.find_all().with_("username")
 
 
+@pytest.mark.turns("database")
 @pytest.mark.parametrize("term", ["name; DROP TABLE items", "name DESC", "1", "", "--", "items.name", 'name"'])
 def test_a_name_is_never_put_into_sql(items: TestDatabase, term: str) -> None:
     """Only names of fields are names; anything else is refused and never reaches a database."""

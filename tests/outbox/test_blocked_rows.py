@@ -83,6 +83,7 @@ def longest_wait(connection: Any, kind: str) -> str:
     return str(connection.exec_driver_sql(LONGEST_WAIT[kind]).scalar_one())
 
 
+@pytest.mark.turns("crash_pair")
 @pytest.mark.parametrize("crash_pair", WITH_ROW_LOCKS, indirect=True, ids="-".join)
 @pytest.mark.parametrize("subscribing", [one_by_one, together])
 def test_a_blocked_row_ends_the_attempt_before_the_lease_does(

@@ -55,7 +55,7 @@ def test_the_benchmark_of_the_outbox_says_what_an_event_costs_and_how_fast_it_is
             "CROSSTIE_BENCH_DATABASE": unique_name(),
         }
     )
-    options = ("--parts", "throughput,cost", "--scale", "0.03", "--rounds", "1", "--carriers", "crosstie")
+    options = ("--parts", "throughput,cost", "--scale", "0.01", "--rounds", "1", "--carriers", "crosstie")
     command = [sys.executable, "benchmarks/outbox.py", *options]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

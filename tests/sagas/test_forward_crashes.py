@@ -39,6 +39,8 @@ from sagas.bank import Posting, balances, create_bank, transfer
 from sagas.proxied import Bench, behind_proxies
 from sagas.shop import saga_states, sweep_until_quiet
 
+pytestmark = pytest.mark.turns("bench")
+
 PROGRAM = Path(__file__).with_name("forward_program.py")
 POINTS = sorted(point for point in FAULT_POINTS if point.startswith("forward."))
 REDO_POINTS = sorted(point for point in FAULT_POINTS if point.startswith("redo."))
