@@ -36,7 +36,7 @@ from crosstie.orm.faults import fault_point
 from crosstie.orm.lock_wait import bounded_sessions
 from crosstie.orm.prepared import Prepared
 from crosstie.orm.transaction import detached_transaction
-from crosstie.outbox import measure, parking, suspicion
+from crosstie.outbox import measure, parking
 from crosstie.outbox.batch import OutboxRow, read_batch
 from crosstie.outbox.decision import decide
 from crosstie.outbox.delivery import require_outside
@@ -48,21 +48,18 @@ from crosstie.outbox.lane import (
     WARY_AT,
     Candidate,
     Lease,
-    Suspects,
     back_off,
     backoff_s,
     claim,
     give_back,
     hold,
-    reassure,
     release,
     renew,
     reopen,
     survived,
-    suspect,
-    suspects,
 )
 from crosstie.outbox.pace import Pace
+from crosstie.outbox.suspicion import HEARING_S, HearingBegun, Trials
 from crosstie.outbox.tables import outbox
 from crosstie.outbox.target import target_of
 
@@ -139,10 +136,6 @@ _DELETE_LISTED: Final = sa.delete(outbox).where(
 )
 
 
-class _HearingBegun(Exception):
-    """Owners that have tried the event alone have time to say that they live; nobody tries it meanwhile."""
-
-
 class _Drain:
     """One owner's work on one lane."""
 
@@ -159,9 +152,7 @@ class _Drain:
         """What an earlier owner has applied, and nobody has acknowledged yet."""
         self._target = target_of(lease.route)
         self._read_at_s = 0.0
-        self._turn = suspicion.Turn()
-        """It is taken while this owner is wary."""
-        self._suspects = Suspects()
+        self._trials = Trials(source, batch_size=settings.batch_size)
         self._rows: Sequence[OutboxRow] = ()
         self._final = 0
         """The rows that were read are all that the lane has, and ever will have, up to this id."""
@@ -172,8 +163,8 @@ class _Drain:
         try:
             with bounded_sessions(self._lease.lock_wait_s):
                 report.ending = self._carry_with_recovery(out_of_time)
-        except _HearingBegun:
-            hold(self._source, self._lease, delay_s=max(suspicion.HEARING_S, self._lease.lease_s))
+        except HearingBegun:
+            hold(self._source, self._lease, delay_s=max(HEARING_S, self._lease.lease_s))
             report.ending = "held"
         except (DeliveryFailed, TargetFailed, LeaseLost) as error:
             report.error = error
@@ -189,7 +180,7 @@ class _Drain:
             if not mine:
                 survived(self._source, self._lease)
         finally:
-            self._turn.end()
+            self._trials.leave()
         return report
 
     def _log(self, level: int, text: str) -> None:
@@ -227,48 +218,14 @@ class _Drain:
 
     @property
     def _limit(self) -> int:
-        return 1 if self._turn.mine else self._pace.size
+        return 1 if self._trials.under_way else self._pace.size
 
     def _beware(self) -> bool:
         """Try one event at a time from now on; False where this process does so in another lane just now."""
-        if not self._turn.mine and self._turn.take():
-            self._suspects = suspects(self._source, self._lease)
-            if self._suspects.up_to is None:
-                self._log(logging.WARNING, "workers have died with its events in hand; they are tried one at a time")
-                self._suspects = Suspects(self._suspects.trying, self._last_suspect())
+        if not self._trials.under_way and self._trials.begin(self._lease):
             # Whoever is no more than slow shall not be taken for dead: as long as it applies, nobody gets in here.
             self._enter()
-        return self._turn.mine
-
-    def _last_suspect(self) -> int:
-        """The last event that can have been in a batch of which owners have died; 0 where only parked ones can."""
-        if self._lease.deaths < WARY_AT:
-            return suspicion.KNOWN_ALONE
-        after, limit = self._lease.emptied_to, self._settings.batch_size
-        rows, _ = read_batch(self._source, self._lease.route, self._lease.lane, after=after, limit=limit)
-        return rows[-1].id if rows else 0
-
-    def _try(self, row: OutboxRow) -> None:
-        """Note that this event is tried alone. Raises DeliveryFailed for one with which owners have died."""
-        trying, up_to = self._suspects
-        if suspicion.is_charged(self._lease, row, tried=trying):
-            self._note(row.id, up_to, deaths=suspicion.CONVICTED_AT)
-            raise _HearingBegun
-        if suspicion.is_convicted(self._lease, row, tried=trying):
-            failure = suspicion.blame(self._lease, row)
-            self._note(None, up_to, deaths=WARY_AT)
-            raise failure
-        self._note(row.id, up_to, deaths=suspicion.charged(self._lease, row, tried=trying))
-        fault_point("relay.trying")
-
-    def _note(self, trying: int | None, up_to: int | None, *, deaths: int) -> None:
-        noted = Suspects(trying, up_to)
-        self._lease, self._suspects = suspect(self._source, self._lease, noted, deaths=deaths), noted
-
-    def _trust(self) -> None:
-        """Be wary no longer: all that may have killed others was tried."""
-        self._lease = reassure(self._source, self._lease)
-        self._turn.end()
+        return self._trials.under_way
 
     def _carry(self, out_of_time: Callable[[], bool]) -> Ending:
         if self._lease.deaths >= WARY_AT and not self._beware():
@@ -278,8 +235,8 @@ class _Drain:
             if self._parked:
                 self._redrive(out_of_time)
             rows = self._read()
-            if self._turn.mine and (not rows or rows[0].id > (self._suspects.up_to or 0)):
-                self._trust()
+            if self._trials.under_way and self._trials.are_over(rows):
+                self._lease = self._trials.end(self._lease)
                 if rows:
                     continue
             if not rows:
@@ -393,13 +350,12 @@ class _Drain:
             else:
                 self._read_at_s = time.monotonic()
                 rows = parking.read_parked(self._source, self._lease, heads.due, limit=self._limit)
-                if any(row.deaths for row in rows) and not self._turn.mine:
+                if any(row.deaths for row in rows) and not self._trials.under_way:
                     if not self._beware():
                         return
                     continue
-                known_alone = self._turn.mine and self._suspects.up_to == suspicion.KNOWN_ALONE
-                if known_alone and not any(row.deaths for row in rows):
-                    self._trust()
+                if self._trials.only_known and not any(row.deaths for row in rows):
+                    self._lease = self._trials.end(self._lease)
                     continue
                 if not rows:
                     return
@@ -426,8 +382,11 @@ class _Drain:
 
     def _apply(self, rows: Sequence[OutboxRow]) -> None:
         """Have the target take the rows."""
-        if self._turn.mine:
-            self._try(rows[0])
+        if self._trials.under_way:
+            self._lease, convicted = self._trials.note(self._lease, rows[0])
+            if convicted is not None:
+                raise convicted
+            fault_point("relay.trying")
         ids = frozenset(row.id for row in rows)
         started_s = time.monotonic()
         try:
