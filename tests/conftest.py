@@ -75,10 +75,22 @@ def nothing_left_behind() -> Iterator[None]:
     guard.release()
 
 
-def _fresh(stack: ExitStack, kind: DatabaseKind, folder: Path) -> TestDatabase:
-    database = stack.enter_context(fresh_database(kind, folder))
-    stack.callback(guard.release)  # before the drop, which open transactions would hold up
+@pytest.fixture
+def furnished() -> None:
+    """The databases of a test with this fixture, as with `configured…`, have crosstie's tables from the start."""
+
+
+def _fresh(stack: ExitStack, request: pytest.FixtureRequest, kind: DatabaseKind, folder: Path) -> TestDatabase:
+    database = stack.enter_context(fresh_database(kind, folder, furnished="furnished" in request.fixturenames))
+    # Nobody may be at work in it any more: it may be the next test's.
+    stack.callback(guard.release)
+    stack.callback(_end_children, request.node)
     return database
+
+
+def _end_children(test: pytest.Item) -> None:
+    for child in test.stash.get(CHILDREN, []):
+        child.close()
 
 
 def _ids(kinds: tuple[DatabaseKind, ...]) -> str:
@@ -89,53 +101,53 @@ def _ids(kinds: tuple[DatabaseKind, ...]) -> str:
 def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[TestDatabase]:
     """One fresh database, in turn of each kind."""
     with ExitStack() as stack:
-        yield _fresh(stack, request.param, tmp_path)
+        yield _fresh(stack, request, request.param, tmp_path)
 
 
 @pytest.fixture(params=PAIRS, ids=_ids)
 def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pair]:
     """Two fresh databases: all six ordered pairs of different kinds, and two SQLite files."""
     with ExitStack() as stack:
-        yield Pair(*(_fresh(stack, kind, tmp_path) for kind in request.param))
+        yield Pair(*(_fresh(stack, request, kind, tmp_path) for kind in request.param))
 
 
 @pytest.fixture(params=CRASH_PAIRS, ids=_ids)
 def crash_pair(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pair]:
     """Two fresh databases, in the three combinations that crash tests are run over."""
     with ExitStack() as stack:
-        yield Pair(*(_fresh(stack, kind, tmp_path) for kind in request.param))
+        yield Pair(*(_fresh(stack, request, kind, tmp_path) for kind in request.param))
 
 
 @pytest.fixture(params=TRIOS, ids=_ids)
 def trio(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Trio]:
     """Three fresh databases, one of each kind, each kind first in turn."""
     with ExitStack() as stack:
-        yield Trio(*(_fresh(stack, kind, tmp_path) for kind in request.param))
+        yield Trio(*(_fresh(stack, request, kind, tmp_path) for kind in request.param))
 
 
 @pytest.fixture
-def configured(pair: Pair) -> Iterator[Pair]:
+def configured(pair: Pair, furnished: None) -> Iterator[Pair]:
     """A pair for which crosstie is configured, with its tables in both."""
     with guard.configured_databases(pair):
         yield pair
 
 
 @pytest.fixture
-def configured_crash_pair(crash_pair: Pair) -> Iterator[Pair]:
+def configured_crash_pair(crash_pair: Pair, furnished: None) -> Iterator[Pair]:
     """A crash pair for which crosstie is configured, with its tables in both."""
     with guard.configured_databases(crash_pair):
         yield crash_pair
 
 
 @pytest.fixture
-def configured_trio(trio: Trio) -> Iterator[Trio]:
+def configured_trio(trio: Trio, furnished: None) -> Iterator[Trio]:
     """A trio for which crosstie is configured, with its tables in all three."""
     with guard.configured_databases(trio):
         yield trio
 
 
 @pytest.fixture
-def configured_database(database: TestDatabase) -> Iterator[TestDatabase]:
+def configured_database(database: TestDatabase, furnished: None) -> Iterator[TestDatabase]:
     """A database configured as `default`, with crosstie's tables."""
     with guard.configured_databases(Solo(database)):
         yield database

@@ -130,9 +130,12 @@ def test_a_database_used_again_has_a_new_name_and_nothing_in_it(tmp_path: Path) 
     ],
     ids=["large object", "publication", "setting"],
 )
-def test_a_database_that_dropping_its_schemas_does_not_empty_is_not_used_again(statement: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("furnished", [False, True])
+def test_a_database_that_dropping_its_schemas_does_not_empty_is_not_used_again(
+    statement: str, furnished: bool, tmp_path: Path
+) -> None:
     """It is dropped instead."""
-    with fresh_database("postgresql", tmp_path) as database:
+    with fresh_database("postgresql", tmp_path, furnished=furnished) as database:
         database.execute(statement)
     assert database.name not in names_on("postgresql")
 

@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol
 
 from sqlalchemy.engine import URL
 
-from bench import engines, recycling
+from bench import engines, recycling, schema
 from bench.engines import KINDS, DatabaseKind
 from bench.leftovers import unique_name
 from bench.servers import require
@@ -45,6 +45,14 @@ class HasPort(Protocol):
         """The TCP port."""
 
 
+@dataclass
+class Tables:
+    """Whether a database has crosstie's tables: from the start, and since a configuration asked for them."""
+
+    furnished: bool = False
+    asked_for: bool = False
+
+
 @dataclass(frozen=True)
 class TestDatabase:
     """One database, made for one test and dropped after it.
@@ -59,6 +67,7 @@ class TestDatabase:
     name: str
     config: dict[str, Any]
     direct: dict[str, Any] = field(repr=False)
+    tables: Tables = field(default_factory=Tables, repr=False)
 
     @property
     def url(self) -> str:
@@ -178,36 +187,23 @@ class Trio(DatabaseSet):
 
 
 @contextmanager
-def fresh_database(kind: DatabaseKind, folder: Path) -> Iterator[TestDatabase]:
-    """Create an empty database of a name of its own, and drop it at the end, whoever is still connected.
+def fresh_database(kind: DatabaseKind, folder: Path, *, furnished: bool = False) -> Iterator[TestDatabase]:
+    """A database that nobody else has, empty or with crosstie's tables alone; dropped or made like new at the end.
 
     SQLite files lie in `folder`. Skips the test (fails it in CI) where the server is missing.
     """
-    name = unique_name()
+    tables = Tables(furnished)
     if kind == "sqlite":
+        name = unique_name()
         file = {"driver": "sqlite", "database": str(folder / f"{name}.sqlite3")}
-        yield TestDatabase(kind, name, file, file)
+        if furnished:
+            schema.fill_new_file(file)
+        yield TestDatabase(kind, name, file, file, tables)
         return
     server = engines.server_config(kind, require(kind))
+    name = recycling.take(server, furnished=furnished)
     config = server | {"database": name}
-    _make(kind, server, name)
     try:
-        yield TestDatabase(kind, name, config, config)
+        yield TestDatabase(kind, name, config, config, tables)
     finally:
-        _remove(kind, server, name)
-
-
-def _make(kind: engines.ServedKind, server: dict[str, Any], name: str) -> None:
-    if kind == "postgresql":
-        recycling.take(server, name)
-        return
-    with closing(engines.connect(server)) as admin:
-        engines.create(kind, admin, name)
-
-
-def _remove(kind: engines.ServedKind, server: dict[str, Any], name: str) -> None:
-    if kind == "postgresql":
         recycling.give_back(server, name)
-        return
-    with closing(engines.connect(server)) as admin:
-        engines.drop(kind, admin, name)

@@ -1,103 +1,127 @@
-"""PostgreSQL databases are emptied, renamed and used again: making one costs three hundred files each time.
+"""Databases are made like new and used again: making one, with crosstie's tables, takes most of the time of most tests.
 
-A database is used again only where that cannot be noticed: nobody is connected any more, and after its schemas are
-dropped nothing is left in its catalogs. Under its new name, whoever still has the old one can reach nothing.
+There are empty ones (on PostgreSQL; MariaDB makes those in a millisecond) and furnished ones, which have crosstie's
+tables. A database is used again only where that cannot be noticed: nobody is connected any more or has a prepared
+transaction, and it looks as it did when it was made, its rows and counters too. Otherwise it is dropped.
+
+PostgreSQL's get a new name, under which nobody who still has the old one can reach them. MariaDB would have to move
+each table, which takes longer than to make them, so there they keep their name. Who might still have it: processes of
+the test, which are killed before it is given back; pools, which are closed by then, and would be seen connected;
+crosstie's caches, which belong to a configuration, and never to a name. And the name still tells whose the database is
+(leftovers.py), because only the process that made it uses it again.
 """
 
 from __future__ import annotations
 
 import atexit
 import os
-from contextlib import closing
-from typing import Any, Final
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final, Literal
 
 import psycopg
-from psycopg import sql
+import pymysql
 
-from bench import engines
-from bench.leftovers import owner_pid
-from bench.waiting import eventually
+from bench import engines, recycling_mariadb, recycling_postgresql, schema
+from bench.leftovers import owner_pid, unique_name
 
-__all__ = ["give_back", "take"]
+__all__ = ["drop_idle", "give_back", "take"]
 
-DEPARTURE_S: Final = 0.5
-"""How long a backend may take to notice that its client has closed the connection."""
+State = Literal["empty", "furnished"]
+Look = recycling_mariadb.Look | recycling_postgresql.Look
 
-LEFT_IN_CATALOGS: Final = """
-    SELECT (SELECT count(*) FROM pg_namespace WHERE oid >= 16384 AND nspname <> 'public' AND nspname !~ '^pg_')
-         + (SELECT count(*) FROM pg_class WHERE oid >= 16384)
-         + (SELECT count(*) FROM pg_extension WHERE oid >= 16384)
-         + (SELECT count(*) FROM pg_event_trigger)
-         + (SELECT count(*) FROM pg_foreign_data_wrapper)
-         + (SELECT count(*) FROM pg_largeobject_metadata)
-         + (SELECT count(*) FROM pg_publication)
-         + (SELECT count(*) FROM pg_db_role_setting AS s JOIN pg_database AS d ON d.oid = s.setdatabase
-             WHERE d.datname = current_database())
-"""
-USER_SCHEMAS: Final = "SELECT nspname FROM pg_namespace WHERE nspname !~ '^pg_' AND nspname <> 'information_schema'"
-
-_idle: list[tuple[dict[str, Any], str]] = []
+_idle: Final[list[tuple[dict[str, Any], State, str]]] = []
+_looks: Final[dict[str, Any]] = {}
+"""How furnished databases looked when they were made, by name."""
 
 
-def take(server: dict[str, Any], name: str) -> None:
-    """Make an empty database of this name, out of an idle one where there is one."""
-    with closing(engines.connect(server)) as admin:
-        while _idle:
-            where, idle = _idle.pop()
-            if where == server and owner_pid(idle) == os.getpid() and _renamed(admin, idle, name):
-                return
-        engines.create("postgresql", admin, name)
+def take(server: dict[str, Any], *, furnished: bool = False) -> str:
+    """Return the name of a database that nobody else has; it is empty, or has crosstie's tables alone."""
+    with _admin_of(server) as admin:
+        name = (furnished and _used_again(admin, server, "furnished")) or _used_again(admin, server, "empty")
+        if not name:
+            name = unique_name()
+            engines.create(server["driver"], admin, name)
+        if furnished and name not in _looks:
+            try:
+                schema.fill(server | {"database": name})
+                _looks[name] = _look(admin, server, name)
+            except BaseException:
+                _drop(admin, server, name)
+                raise
+        return name
 
 
 def give_back(server: dict[str, Any], name: str) -> None:
     """Keep the database for another test if it can be made like new; drop it otherwise."""
-    with closing(engines.connect(server)) as admin:
-        if _deserted(admin, name) and _emptied(server | {"database": name}):
-            _idle.append((server, name))
-        else:
-            engines.drop("postgresql", admin, name)
+    try:
+        with _admin_of(server) as admin:
+            state = _made_like_new(admin, server, name)
+    except (psycopg.Error, pymysql.MySQLError):
+        state = None
+    if state != "furnished":
+        _looks.pop(name, None)
+    if state is not None:
+        _idle.append((server, state, name))
+        return
+    with _admin_of(server) as admin:
+        _drop(admin, server, name)
 
 
 @atexit.register
 def drop_idle() -> None:
     """Drop what this process keeps; a fork's copy of the list is not its own."""
     while _idle:
-        server, name = _idle.pop()
+        server, _, name = _idle.pop()
         if owner_pid(name) == os.getpid():
-            with closing(engines.connect(server)) as admin:
-                engines.drop("postgresql", admin, name)
+            with _admin_of(server) as admin:
+                _drop(admin, server, name)
+    engines.hang_up()
 
 
-def _renamed(admin: Any, old: str, new: str) -> bool:
-    statement = sql.SQL("ALTER DATABASE {} RENAME TO {}").format(sql.Identifier(old), sql.Identifier(new))
+@contextmanager
+def _admin_of(server: dict[str, Any]) -> Iterator[Any]:
     try:
-        admin.execute(statement)
-    except psycopg.errors.ObjectInUse:  # a leaked pool has connected to it again
-        engines.drop("postgresql", admin, old)
-        return False
-    return True
+        yield engines.admin_of(server)
+    except (psycopg.Error, pymysql.MySQLError):
+        engines.hang_up(server)  # nobody knows what its session has locked, or whether there is one
+        raise
 
 
-def _deserted(admin: Any, name: str) -> bool:
-    """Whether everybody has left; a client that has closed its connection may still be on its way out."""
-    others = """
-        SELECT (SELECT count(*) FROM pg_stat_activity WHERE datname = %(name)s)
-             + (SELECT count(*) FROM pg_prepared_xacts WHERE database = %(name)s)
-    """
+def _used_again(admin: Any, server: dict[str, Any], state: State) -> str | None:
+    for idle in [one for one in reversed(_idle) if one[:2] == (server, state) and owner_pid(one[2]) == os.getpid()]:
+        _idle.remove(idle)
+        old = idle[2]
+        if server["driver"] == "mariadb":
+            if not engines.sessions(admin, old):
+                return old
+        else:
+            new = unique_name()
+            if recycling_postgresql.renamed(admin, old, new):
+                if old in _looks:
+                    _looks[new] = _looks.pop(old)
+                return new
+        _drop(admin, server, old)  # a leaked pool has connected to it again
+    return None
 
-    def empty() -> bool:
-        return bool(admin.execute(others, {"name": name}).fetchone()[0] == 0)
 
-    try:
-        return eventually(empty, within_s=DEPARTURE_S)
-    except AssertionError:
-        return False
+def _made_like_new(admin: Any, server: dict[str, Any], name: str) -> State | None:
+    look = _looks.get(name)
+    if server["driver"] == "mariadb":
+        return "furnished" if look and recycling_mariadb.restored(admin, name, look) else None
+    if not recycling_postgresql.deserted(admin, name):
+        return None
+    if look and recycling_postgresql.restored(server | {"database": name}, look):
+        return "furnished"
+    return "empty" if recycling_postgresql.emptied(server | {"database": name}) else None
 
 
-def _emptied(config: dict[str, Any]) -> bool:
-    """Drop all schemas, and say whether nothing is left."""
-    with closing(engines.connect(config)) as inside:
-        schemas = [row[0] for row in inside.execute(USER_SCHEMAS).fetchall()]
-        drops = [sql.SQL("DROP SCHEMA {} CASCADE").format(sql.Identifier(schema)) for schema in schemas]
-        inside.execute(sql.SQL("; ").join([*drops, sql.SQL("CREATE SCHEMA public")]))
-        return bool(inside.execute(LEFT_IN_CATALOGS).fetchone()[0] == 0)
+def _look(admin: Any, server: dict[str, Any], name: str) -> Look:
+    if server["driver"] == "mariadb":
+        return recycling_mariadb.look(admin, name)
+    return recycling_postgresql.look(server | {"database": name})
+
+
+def _drop(admin: Any, server: dict[str, Any], name: str) -> None:
+    _looks.pop(name, None)
+    engines.drop(server["driver"], admin, name)

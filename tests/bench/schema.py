@@ -6,52 +6,79 @@ into asking what is there already. What it does with a database that is not empt
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import closing
-from typing import Any, Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import event
 
-from bench.databases import TestDatabase
+from bench import engines
 from bench.engines import DatabaseKind
 
-__all__ = ["make_tables"]
+if TYPE_CHECKING:
+    from bench.databases import TestDatabase
+
+__all__ = ["fill", "fill_new_file", "make_tables"]
 
 _sent: Final[dict[DatabaseKind, list[str]]] = {}
-_made: Final[set[str]] = set()
+_files: Final[list[bytes]] = []
+"""One SQLite file with nothing but crosstie's tables, once there is one."""
 
 
 def make_tables(name: str, database: TestDatabase) -> None:
-    """Make crosstie's tables in the database that is configured under this name, and have a connection to it pooled."""
+    """See to crosstie's tables in the database configured under this name, and have a connection to it pooled."""
     from crosstie.orm.connection import ConnectionManager
     from crosstie.outbox.tables import create_tables
 
     configured = ConnectionManager.get(name)
-    if database.name in _made:
-        create_tables(configured)  # it is not empty any more
+    if database.tables.asked_for:
+        create_tables(configured)  # what the test has done to them since is not known
         return
-    _made.add(database.name)
-    if database.kind not in _sent:
-        _sent[database.kind] = _recorded(configured)
-        return
+    database.tables.asked_for = True
+    if not database.tables.furnished:
+        fill(database.direct)
     with configured.engine.connect():  # as `create_tables` leaves one
         pass
-    with database.connect() as connection, closing(connection.cursor()) as cursor:
-        if database.kind == "postgresql":  # in one round trip, which is one transaction
-            cursor.execute(";".join(_sent[database.kind]))
+
+
+def fill(config: Mapping[str, Any]) -> None:
+    """Make crosstie's tables in a database that has none of them; `config` is one of `TestDatabase`."""
+    kind: DatabaseKind = config["driver"]
+    if kind not in _sent:
+        _sent[kind] = _recorded(config)
+        return
+    with closing(engines.connect(config)) as connection, closing(connection.cursor()) as cursor:
+        if kind == "postgresql":  # in one round trip, which is one transaction
+            cursor.execute(";".join(_sent[kind]))
         else:
-            if database.kind == "sqlite":
+            if kind == "sqlite":
                 cursor.execute("PRAGMA synchronous = OFF")
                 cursor.execute("BEGIN IMMEDIATE")
-            for statement in _sent[database.kind]:
+            for statement in _sent[kind]:
                 cursor.execute(statement)
-            if database.kind == "sqlite":
+            if kind == "sqlite":
                 cursor.execute("COMMIT")
 
 
-def _recorded(database: Any) -> list[str]:
+def fill_new_file(config: Mapping[str, Any]) -> None:
+    """Make a SQLite file that has crosstie's tables, in the journal mode that crosstie gives it when it connects."""
+    if not _files:
+        fill(config)
+        with closing(engines.connect(config)) as connection:
+            connection.execute("PRAGMA journal_mode = WAL")
+        _files.append(Path(config["database"]).read_bytes())
+    else:
+        Path(config["database"]).write_bytes(_files[0])
+
+
+def _recorded(config: Mapping[str, Any]) -> list[str]:
     """Let `create_tables` make them, and return the statements with which it did."""
+    from crosstie.orm.configuration import load_settings
+    from crosstie.orm.database import Database
     from crosstie.outbox.tables import create_tables
 
+    database = Database("default", load_settings({"default": dict(config)}).connections["default"])
     statements: list[str] = []
 
     def note(connection: Any, cursor: Any, statement: str, parameters: Any, *_: object) -> None:
@@ -62,7 +89,7 @@ def _recorded(database: Any) -> list[str]:
     try:
         create_tables(database)
     finally:
-        event.remove(database.engine, "before_cursor_execute", note)
+        database.dispose()
     return statements
 
 

@@ -38,7 +38,7 @@ def prefix(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 @pytest.fixture
-def blog(crash_pair: Pair, prefix: str) -> Iterator[Any]:
+def blog(crash_pair: Pair, prefix: str, furnished: None) -> Iterator[Any]:
     """The models, with each kind of database for the authors in turn."""
     del prefix
     with configured_databases(crash_pair):

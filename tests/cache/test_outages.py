@@ -35,7 +35,7 @@ def proxy(redis_url: str, prefix: str, monkeypatch: pytest.MonkeyPatch) -> Itera
 
 
 @pytest.fixture
-def blog_behind(crash_pair: Pair, proxy: Proxy) -> Iterator[Any]:
+def blog_behind(crash_pair: Pair, furnished: None, proxy: Proxy) -> Iterator[Any]:
     """The models, with the Redis behind the proxy."""
     with configured_databases(crash_pair):
         yield open_blog()

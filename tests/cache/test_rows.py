@@ -90,7 +90,7 @@ class Tag(IntegerPKMixin, ActiveRecord):
 
 
 @pytest.fixture
-def models(monkeypatch: pytest.MonkeyPatch, crash_pair: Pair, prefix: str) -> Any:
+def models(monkeypatch: pytest.MonkeyPatch, crash_pair: Pair, furnished: None, prefix: str) -> Any:
     """The tables, and the routes."""
     with configured_databases(crash_pair):
         for model in (Thing, Tag):

@@ -44,7 +44,7 @@ def behind_proxies(
 ) -> Iterator[Bench]:
     """Configured, filled by `create`, and warm: nothing but what the test sends will pass."""
     with ExitStack() as stack:
-        pair = Pair(*(stack.enter_context(fresh_database(kind, folder)) for kind in kinds))
+        pair = Pair(*(stack.enter_context(fresh_database(kind, folder, furnished=True)) for kind in kinds))
         home, branch = proxy_to(pair.first), proxy_to(pair.second)
         behind = Pair(pair.first.proxied(home), pair.second.proxied(branch))
         stack.enter_context(guard.configured_databases(behind))

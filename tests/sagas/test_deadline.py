@@ -46,7 +46,10 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def server_branch(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pair]:
     """`default` in SQLite, which looks at the clock itself, and `secondary` in a server that has a limit to set."""
     kind: DatabaseKind = request.param
-    with fresh_database("sqlite", tmp_path) as first, fresh_database(kind, tmp_path) as second:
+    with (
+        fresh_database("sqlite", tmp_path, furnished=True) as first,
+        fresh_database(kind, tmp_path, furnished=True) as second,
+    ):
         pair = Pair(first, second)
         with guard.configured_databases(pair):
             yield pair

@@ -29,8 +29,8 @@ def mariadb_branch(tmp_path: Path) -> Iterator[Pair]:
     """`default` in SQLite, `secondary` in MariaDB."""
     with ExitStack() as stack:
         pair = Pair(
-            stack.enter_context(fresh_database("sqlite", tmp_path)),
-            stack.enter_context(fresh_database("mariadb", tmp_path)),
+            stack.enter_context(fresh_database("sqlite", tmp_path, furnished=True)),
+            stack.enter_context(fresh_database("mariadb", tmp_path, furnished=True)),
         )
         stack.enter_context(guard.configured_databases(pair))
         create_shop(pair.by_name)
@@ -280,8 +280,8 @@ def test_a_connection_killed_inside_the_block_aborts_all_of_it(tmp_path: Path) -
     for kind in ("postgresql", "mariadb"):
         with ExitStack() as stack:
             pair = Pair(
-                stack.enter_context(fresh_database("sqlite", tmp_path)),
-                stack.enter_context(fresh_database(kind, tmp_path)),
+                stack.enter_context(fresh_database("sqlite", tmp_path, furnished=True)),
+                stack.enter_context(fresh_database(kind, tmp_path, furnished=True)),
             )
             stack.enter_context(guard.configured_databases(pair))
             create_shop(pair.by_name)
@@ -309,8 +309,8 @@ def test_a_deferred_constraint_is_checked_before_the_first_commit(tmp_path: Path
     """PostgreSQL would check it only at COMMIT, when the branch has committed already."""
     with ExitStack() as stack:
         pair = Pair(
-            stack.enter_context(fresh_database("postgresql", tmp_path)),
-            stack.enter_context(fresh_database("sqlite", tmp_path)),
+            stack.enter_context(fresh_database("postgresql", tmp_path, furnished=True)),
+            stack.enter_context(fresh_database("sqlite", tmp_path, furnished=True)),
         )
         stack.enter_context(guard.configured_databases(pair))
         create_shop(pair.by_name)

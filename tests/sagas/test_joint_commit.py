@@ -59,7 +59,7 @@ class Bench:
 def bench(request: pytest.FixtureRequest, tmp_path: Path, proxy_to: Callable[[TestDatabase], Proxy]) -> Iterator[Bench]:
     """Three shops; nothing but what the test sends will pass the proxies."""
     with ExitStack() as stack:
-        trio = Trio(*(stack.enter_context(fresh_database(kind, tmp_path)) for kind in request.param))
+        trio = Trio(*(stack.enter_context(fresh_database(kind, tmp_path, furnished=True)) for kind in request.param))
         proxies = {name: proxy_to(one) for name, one in trio.by_name.items() if one.kind != "sqlite"}
         behind = Trio(*(one.proxied(proxies[name]) if name in proxies else one for name, one in trio.by_name.items()))
         stack.enter_context(configured_databases(behind))

@@ -328,7 +328,7 @@ def pair(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("CROSSTIE_SAGA__LOCK_TIMEOUT_S", "1")
     kinds: tuple[DatabaseKind, DatabaseKind] = request.param
     with ExitStack() as stack:
-        pair = Pair(*(stack.enter_context(fresh_database(kind, tmp_path)) for kind in kinds))
+        pair = Pair(*(stack.enter_context(fresh_database(kind, tmp_path, furnished=True)) for kind in kinds))
         stack.enter_context(guard.configured_databases(pair))
         for model in (*ACCOUNTS, *TRACES, *SEATS):
             model.create_table()

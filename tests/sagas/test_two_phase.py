@@ -396,7 +396,7 @@ def test_a_branch_whose_transaction_has_failed_is_not_prepared(late: bool, shop:
 def refusal(kinds: tuple[DatabaseKind, DatabaseKind], folder: Path) -> str:
     """What a two-phase saga over databases of the common servers says; nothing was committed."""
     with ExitStack() as stack:
-        pair = Pair(*(stack.enter_context(fresh_database(kind, folder)) for kind in kinds))
+        pair = Pair(*(stack.enter_context(fresh_database(kind, folder, furnished=True)) for kind in kinds))
         with configured_databases(pair):
             create_shop(pair.by_name)
             before = contents(pair.by_name)

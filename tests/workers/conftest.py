@@ -98,8 +98,9 @@ def depot(
 ) -> Iterator[Depot]:
     """A depot over two fresh databases, of two kinds that an indirect parameter may name."""
     with ExitStack() as stack:
-        pair = Pair(*(stack.enter_context(fresh_database(kind, tmp_path)) for kind in kinds(request)))
+        pair = Pair(*(stack.enter_context(fresh_database(kind, tmp_path, furnished=True)) for kind in kinds(request)))
         stack.callback(release)
+        stack.callback(spawn.close)  # before the databases are given back: the next test may have them
         stack.enter_context(configured_databases(pair))
         # Other tests define events and subscribers of their own, and forget all at their end.
         wanted = {"depot.parcel-sent": depot_module.ParcelSent, "depot.parcel-arrived": depot_module.ParcelArrived}
