@@ -1,6 +1,6 @@
 """The test bench: real databases, a proxy that loses what passes, processes that are really killed.
 
-**Fixtures** (tests/conftest.py); databases are fresh, empty, of the test's own, and dropped after it:
+**Fixtures** (tests/conftest.py); databases are as if they were new, empty, and the test's own:
 
 - `database` (sqlite, postgresql, mariadb) -> `TestDatabase`
 - `pair` (six ordered pairs of different kinds, sqlite-sqlite) -> `Pair(first, second)`
@@ -8,13 +8,14 @@
 - `trio` (the three kinds, each first in turn) -> `Trio(first, second, third)`
 - `configured_database`, `configured` (of `pair`), `configured_crash_pair`, `configured_trio`: the same objects, with
   crosstie configured for them as `default`, `secondary`, `tertiary`, and its tables created
+- `furnished`, with a fixture of your own that configures them: its tables are there from the start, which is faster
 - `proxy_to(database) -> Proxy`; then configure with `database.proxied(proxy).config`
 - `spawn` -> `Spawner`: child processes and workers, killed with the test, their output shown where it fails
 - `redis_url`, `rabbitmq_url`: shared servers, so use names of your own in them
 - always: a test fails that leaves a transaction or a saga open in its thread; pools are closed after each test
 
 In continuous integration the pairs take turns (bench/turns.py); `CROSSTIE_TEST_PAIRS=all` runs all of them.
-PostgreSQL databases are emptied and renamed for the next test where that cannot be noticed, else dropped.
+Servers' databases are made like new for the next test where that cannot be noticed, else dropped (bench/recycling.py).
 A missing server skips the tests that need it, with a loud summary; with `CI=true` it fails them.
 
 **bench.databases** (placeholders are `%s` on every kind; each call is a raw connection in autocommit)
@@ -22,7 +23,7 @@ A missing server skips the tests that need it, with a loud summary; with `CI=tru
 - `TestDatabase`: `.kind`, `.name`, `.config`, `.url`; `.execute(sql, params=()) -> int`, `.execute_many(sql, rows)`,
   `.rows(sql, params=()) -> list[tuple]`, `.scalar(sql, params=())`, `.connect()` (context manager), `.proxied(proxy)`
 - `Solo`, `Pair`, `Trio`: `.databases`, `.by_name`, `.configuration` (for `configure`), `.environment` (for a child)
-- `fresh_database(kind, folder)`: context manager, for tests that need other combinations
+- `fresh_database(kind, folder, furnished=False)`: context manager, for tests that need other combinations
 - `bench.guard.configured_databases(Solo | Pair | Trio, tables=True)`: context manager
 
 **bench.private_servers**: `with private_server("postgresql" | "mariadb", folder, settings={...}) as server`: one of the

@@ -55,7 +55,7 @@ class Tables:
 
 @dataclass(frozen=True)
 class TestDatabase:
-    """One database, made for one test and dropped after it.
+    """One database, a test's own as long as it runs.
 
     `config` is what `ConnectionManager.configure` takes for a connection. Statements run here use a raw
     connection of their own in autocommit, so they see only what is durable; placeholders are `%s` on every kind.

@@ -28,7 +28,6 @@ from bench.leftovers import owner_pid, unique_name
 __all__ = ["drop_idle", "give_back", "take"]
 
 State = Literal["empty", "furnished"]
-Look = recycling_mariadb.Look | recycling_postgresql.Look
 
 _idle: Final[list[tuple[dict[str, Any], State, str]]] = []
 _looks: Final[dict[str, Any]] = {}
@@ -116,7 +115,7 @@ def _made_like_new(admin: Any, server: dict[str, Any], name: str) -> State | Non
     return "empty" if recycling_postgresql.emptied(server | {"database": name}) else None
 
 
-def _look(admin: Any, server: dict[str, Any], name: str) -> Look:
+def _look(admin: Any, server: dict[str, Any], name: str) -> Any:
     if server["driver"] == "mariadb":
         return recycling_mariadb.look(admin, name)
     return recycling_postgresql.look(server | {"database": name})

@@ -41,6 +41,7 @@ USER_SCHEMAS: Final = "SELECT nspname FROM pg_namespace WHERE nspname !~ '^pg_' 
 RELATIONS: Final = """
     SELECT relname, relkind::text, CASE WHEN relkind = 'r' THEN pg_relation_size(oid) END
       FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p', 'f', 'v', 'm', 'S')
+     ORDER BY relkind = 'S'  -- those of identity columns go with their tables, and cannot go alone
 """
 ROUTINES: Final = "SELECT oid::regprocedure::text FROM pg_proc WHERE pronamespace = 'public'::regnamespace"
 KINDS: Final = {"f": "FOREIGN TABLE", "v": "VIEW", "m": "MATERIALIZED VIEW", "S": "SEQUENCE"}
@@ -54,9 +55,11 @@ CATALOGS: Final = {
     "pg_default_acl": "true",
     "pg_depend": "objid >= 16384",
     "pg_foreign_data_wrapper": "true",
+    "pg_index": "indexrelid >= 16384",
     "pg_largeobject_metadata": "true",
     "pg_namespace": "nspname !~ '^pg_'",
     "pg_publication": "true",
+    "pg_sequence": "true",
     "pg_statistic": "starelid >= 16384",
 }
 """Where whatever a test may make or change has a row, mostly in pg_depend; and which rows are not the server's own."""
