@@ -13,15 +13,13 @@ from bench.databases import Pair
 from bench.guard import configured_databases
 from cache.blog import open_blog
 from crosstie.orm.registry import registry
-from crosstie.orm.routing import router
 
 
 @pytest.fixture(autouse=True)
 def models_of_the_test_alone(own_registries: None) -> Iterator[None]:
-    """Forget the models and subscribers that the test has defined, and its writes."""
+    """Forget the models and subscribers that the test has defined."""
     with registry.isolated():
         yield
-    router.forget()
 
 
 @pytest.fixture

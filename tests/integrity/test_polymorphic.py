@@ -117,14 +117,15 @@ def test_every_strategy_reads_the_rows_of_one_type(configured: Pair, album: Albu
     write(configured, notes, posts=20, photos=33)
     strategies = set(Strategy) - {Strategy.FETCH}
     if configured.first.kind == "sqlite":
-        strategies.remove(Strategy.WORDS)
+        strategies -= {Strategy.WORDS, Strategy.GAPS}
     for text, of_type, highest in ((POSTS, "Post", 20), (PHOTOS, "Photo", 33)):
         there = range(1, highest + 1)
         expected = {n: key for n, (kind, key) in enumerate(notes, 1) if kind == of_type and key not in there}
         for strategy in strategies:
             result = audit_reference(reflected_reference(text), chunk_size=7, strategy=strategy)
             assert (result.reason, orphans(result)) == (None, expected), strategy
-            assert result.keys_checked == len({key for kind, key in notes if kind == of_type}), strategy
+            if strategy is not Strategy.GAPS:
+                assert result.keys_checked == len({key for kind, key in notes if kind == of_type}), strategy
 
 
 @pytest.mark.turns("pair")

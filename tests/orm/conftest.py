@@ -7,12 +7,11 @@ from collections.abc import Iterator
 import pytest
 
 from crosstie.orm.registry import registry
-from crosstie.orm.routing import router
 
 
 @pytest.fixture(autouse=True)
 def models_of_the_test_alone(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Hide the models of other test modules, forget those that the test defined, and its writes.
+    """Hide the models of other test modules, forget those that the test defined.
 
     Every test module of a run is imported, and two of them may give one table different columns.
     """
@@ -24,4 +23,3 @@ def models_of_the_test_alone(request: pytest.FixtureRequest) -> Iterator[None]:
         }
         registry.generation += 1
         yield
-    router.forget()
