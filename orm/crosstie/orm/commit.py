@@ -25,13 +25,12 @@ __all__ = ["can_depart", "commit_departed", "commit_verified", "depart", "end_on
 def commit_verified(
     database: Database,
     connection: sa.Connection,
-    root: sa.Transaction,
     *,
     written: bool,
     by: Sequence[str] = (),
     final: FinalStatement | None = None,
 ) -> Answer | None:
-    """Commit `root`, the connection's transaction, on MySQL `by` other statements than COMMIT if there are any.
+    """Commit the connection's transaction, on MySQL `by` other statements than COMMIT if there are any.
 
     `final` is sent with the COMMIT, and its answer returned; the caller has asked whether that can be.
 
@@ -52,9 +51,11 @@ def commit_verified(
             with raw.cursor() as cursor:  # type: ignore[union-attr]
                 cursor.execute(statement)
         if final is not None or database.kind == "postgresql":
-            end_on_our_side(root, raw)
+            end_on_our_side(connection, raw)
+        elif connection.in_transaction():
+            connection.commit()
         else:
-            root.commit()
+            raw.commit()  # type: ignore[union-attr]
     except Exception as error:
         if database.kind == "sqlite" and raw.in_transaction:  # type: ignore[union-attr]
             # A COMMIT that SQLite refuses leaves the transaction open, and SQLAlchemy takes it for ended.
@@ -82,7 +83,6 @@ def can_depart(database: Database, connection: sa.Connection) -> bool:
 def commit_departed(
     database: Database,
     connection: sa.Connection,
-    root: sa.Transaction,
     *,
     written: bool,
     final: FinalStatement | None = None,
@@ -102,7 +102,7 @@ def commit_departed(
     def believed() -> Answer | None:
         try:
             answer = arrive()
-            end_on_our_side(root, raw)
+            end_on_our_side(connection, raw)
         except Exception as error:
             _raise_understood(database, error)
             raise
@@ -170,11 +170,13 @@ def _commit_postgresql(raw: Any) -> str:
         return str(cursor.statusmessage)
 
 
-def end_on_our_side(root: sa.Transaction, raw: Any) -> None:
+def end_on_our_side(connection: sa.Connection, raw: Any) -> None:
     """Tell SQLAlchemy that its transaction is over; PyMySQL would send another COMMIT, psycopg look whether to."""
+    if not connection.in_transaction():
+        return
     raw.commit = _nothing
     try:
-        root.commit()
+        connection.commit()
     finally:
         del raw.commit
 

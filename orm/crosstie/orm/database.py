@@ -132,9 +132,9 @@ class Database:
         engine = self.engine
         return pool_of(engine).take(engine, not_since=self.liveness.lost_at)
 
-    def give_back(self, connection: sa.Connection) -> None:
-        """Close a connection that was taken."""
-        pool_of(connection.engine).give_back(connection)
+    def give_back(self, connection: sa.Connection, *, shown: bool = False) -> None:
+        """Close a connection that was taken, or let the next who takes one have it, unless a caller was `shown` it."""
+        pool_of(connection.engine).give_back(connection, shown=shown)
 
     @contextmanager
     def alone(self) -> Iterator[sa.Connection]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy import event
@@ -79,14 +79,18 @@ class LocalTransaction:
         self._poison_is_final = False
         self._at_close: list[Callable[[sa.Connection], object]] = []
         self._internal = 0
+        self._shown = False
+        self._released = False
         with self.mapped_errors():
-            self.connection = database.take()
+            self.bare: sa.Connection = database.take()
+            """`connection` for crosstie's own statements: SQLAlchemy begins its transaction only if one needs it."""
             try:
                 if before_begin is not None:
-                    before_begin(self.connection)
-                self._root = self.connection.begin()
+                    before_begin(self.bare)
+                if database.capabilities.one_writer:  # elsewhere the first statement begins
+                    self.bare.begin()
             except BaseException:
-                self.connection.close()
+                self.bare.close()
                 raise
         if visible:
             _open.by_database[database.name] = self
@@ -101,6 +105,15 @@ class LocalTransaction:
     # -- state ---------------------------------------------------------------------------------------------
 
     @property
+    def connection(self) -> sa.Connection:
+        """SQLAlchemy's connection, in a transaction of SQLAlchemy's that is not to be ended on it."""
+        if not self._shown and not self._released:
+            self._shown = True
+            if not self.bare.in_transaction():
+                self.bare.begin()
+        return self.bare
+
+    @property
     def poisoned(self) -> bool:
         """A statement failed and nothing has taken it back: this transaction can only roll back."""
         return self._poison is not None
@@ -108,7 +121,7 @@ class LocalTransaction:
     @property
     def is_open(self) -> bool:
         """Whether neither commit nor rollback has ended the transaction yet."""
-        return not self.connection.closed
+        return not self._released
 
     def note_error(self, error: BaseException) -> None:
         """Remember a failed statement; swallowing its exception does not make the transaction whole again."""
@@ -237,7 +250,7 @@ class LocalTransaction:
         final, self._final = self._final, None
         if final is not None:
             with self.mapped_errors(), self.internal():
-                final.run(self.connection)
+                final.run(self.bare)
 
     def commit(self) -> None:
         """Commit and believe it only when the database said so.
@@ -250,8 +263,7 @@ class LocalTransaction:
             self._hide()
             answer = commit_verified(
                 self.database,
-                self.connection,
-                self._root,
+                self.bare,
                 written=self.written,
                 by=self.commits_by,
                 final=self._final,
@@ -264,7 +276,7 @@ class LocalTransaction:
     def make_ready(self) -> None:
         """Run what comes before COMMIT and cannot be sent with it; after an error the transaction is still open."""
         self.run_before_commit(final=False)
-        if self.commits_by or self._final is None or not self._final.commits_on(self.database, self.connection):
+        if self.commits_by or self._final is None or not self._final.commits_on(self.database, self.bare):
             self.run_final()
         self.require_healthy()
 
@@ -273,13 +285,11 @@ class LocalTransaction:
 
         What is returned reads the answer, and either raises as `commit` does. Whoever does not read it calls `abandon`.
         """
-        if self.commits_by or not can_depart(self.database, self.connection):
+        if self.commits_by or not can_depart(self.database, self.bare):
             return None
         self._hide()
         try:
-            believed = commit_departed(
-                self.database, self.connection, self._root, written=self.written, final=self._final
-            )
+            believed = commit_departed(self.database, self.bare, written=self.written, final=self._final)
         except BaseException:
             self.rollback()
             raise
@@ -296,11 +306,11 @@ class LocalTransaction:
 
     def abandon(self) -> None:
         """Close the connection of a transaction whose COMMIT was sent: nobody will read the answer."""
-        self.connection.invalidate()
+        self.bare.invalidate()
         self.rollback()
 
     def _end_committed(self, answer: Answer | None) -> None:
-        self.connection.info[ENDED] = True
+        self.bare.info[ENDED] = True
         self._release()
         hooks = self.ledger("after_commit")
         if self._final is not None and answer is not None:
@@ -309,15 +319,18 @@ class LocalTransaction:
 
     def rollback(self) -> None:
         """Roll back, whatever state the connection is in; never raises for a connection that is already dead."""
+        if self._released:
+            return
         self._hide()
-        # A stranger's rollback() has taken our transaction off the connection, which may have begun another since.
-        end = self._root.rollback if self.connection.get_transaction() is self._root else self.connection.rollback
+        connection = self.bare
         try:
-            end()
-            self.connection.info[ENDED] = True
+            if not (connection.invalidated or connection.in_transaction()):
+                connection.begin()  # else SQLAlchemy would think that there is nothing to roll back
+            connection.rollback()
+            connection.info[ENDED] = True
         except sa.exc.SQLAlchemyError as error:
             logger.debug("rolling back on %r failed, its connection is discarded: %s", self.database.name, error)
-            self.connection.invalidate()
+            connection.invalidate()
         finally:
             self._release()
             self._run_restorers(from_length=0)
@@ -333,16 +346,19 @@ class LocalTransaction:
             del _open.by_database[self.database.name]
 
     def _release(self) -> None:
+        self._released = True
         try:
-            if not self.connection.invalidated:
+            if self._at_close and not self.bare.invalidated:
                 with self.internal():
                     for hook in self._at_close:
-                        hook(self.connection)
+                        hook(self.bare)
         except sa.exc.SQLAlchemyError:
             logger.debug("a connection to %r could not be reset and is discarded", self.database.name, exc_info=True)
-            self.connection.invalidate()
+            self.bare.invalidate()
         finally:
-            self.database.give_back(self.connection)
+            self.database.give_back(self.bare, shown=self._shown)
+            ended: Any = _ENDED
+            self.bare = ended
 
 
 class Savepoint:
@@ -357,7 +373,7 @@ class Savepoint:
         self._lengths = tx.ledger_lengths()
         self._before = tx.written, tx.recorder
         with tx.mapped_errors(), tx.internal():
-            self._nested = tx.connection.begin_nested()
+            self._nested = tx.bare.begin_nested()
         tx.depth += 1
 
     def release(self) -> None:
@@ -380,6 +396,18 @@ class Savepoint:
             tx._poison_is_final = True
         tx.written, tx.recorder = self._before
         tx.cut_back(self._lengths)
+
+
+class _Ended:
+    """In place of the connection of a transaction that has ended: another one may have it by now."""
+
+    closed = True
+
+    def __getattr__(self, name: str) -> Any:
+        raise sa.exc.ResourceClosedError(f"this transaction has ended: there is no {name} of its connection any more")
+
+
+_ENDED: Final = _Ended()
 
 
 class _Internal:
@@ -406,13 +434,13 @@ def run_after_commit(hooks: Iterable[Callable[[], None]], database: str) -> None
 
 def _notice_error(context: sa.engine.ExceptionContext) -> None:
     for tx in _open.by_database.values():
-        if tx.connection is context.connection:
+        if tx.bare is context.connection:
             tx.note_error(context.sqlalchemy_exception or context.original_exception)
 
 
 def _refuse_foreign_commit(connection: sa.Connection) -> None:
     for tx in _open.by_database.values():
-        if tx.connection is connection:
+        if tx.bare is connection:
             raise TransactionPoisoned(
                 f"database {tx.database.name!r}: commit() was called on a connection whose transaction crosstie ends "
                 "itself. Leave the block to commit."
@@ -421,7 +449,7 @@ def _refuse_foreign_commit(connection: sa.Connection) -> None:
 
 def _notice_foreign_rollback(connection: sa.Connection) -> None:
     for tx in _open.by_database.values():
-        if tx.connection is connection:
+        if tx.bare is connection:
             # The next statement would silently begin a new transaction, and half of the block would commit.
             tx.end_by_stranger()
 

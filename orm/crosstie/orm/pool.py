@@ -36,7 +36,14 @@ _inherited: Final[list[Any]] = []
 class _Resting(NamedTuple):
     lent: Any
     """SQLAlchemy's proxy of the connection, which the pool holds to be taken."""
+    connection: sa.Connection | None
+    """What SQLAlchemy has above it, if nobody but crosstie can have it in hand."""
     since: float
+
+    def close(self) -> None:
+        """Let SQLAlchemy put it into the queue."""
+        self.lent.info[RESTED_SINCE] = self.since
+        (self.connection or self.lent).close()
 
 
 class RestingPool(QueuePool):
@@ -61,33 +68,37 @@ class RestingPool(QueuePool):
         """
         while True:
             try:
-                lent, since = self._resting.pop()
+                resting = self._resting.pop()
             except IndexError:
                 connection = engine.connect()
                 connection.info[_HELD_SINCE] = time.monotonic()
                 return connection
-            now, info = time.monotonic(), lent.info
+            now, info = time.monotonic(), resting.lent.info
             if (
-                since > not_since
-                and now - since < RESTS_AT_MOST_S
+                resting.since > not_since
+                and now - resting.since < RESTS_AT_MOST_S
                 and now - info[_HELD_SINCE] < HELD_AT_MOST_S
                 and (self.suits is None or self.suits(info))
             ):
                 del info[ENDED]
-                return sa.Connection(engine, connection=lent)
-            self._return(lent, since)
+                return resting.connection or sa.Connection(engine, connection=resting.lent)
+            resting.close()
 
-    def give_back(self, connection: sa.Connection) -> None:
-        """Close a connection that `take` gave, and let what is below it rest where nothing remains to be reset."""
+    def give_back(self, connection: sa.Connection, *, shown: bool) -> None:
+        """Close a connection that `take` gave, and let what is below it rest where nothing remains to be reset.
+
+        Unless somebody was `shown` it, who may think it his own, it rests itself.
+        """
         if not self._may_rest(connection):
             connection.close()
             return
         lent: Any = connection.connection
-        # The proxy counts its users, and goes to the queue with the last of them: this pool is one more.
-        lent._counter += 1
-        connection.close()
+        if shown:
+            # The proxy counts its users, and goes to the queue with the last of them: this pool is one more.
+            lent._counter += 1
+            connection.close()
         lent.info[ENDED] = True
-        self._resting.append(_Resting(lent, time.monotonic()))
+        self._resting.append(_Resting(lent, None if shown else connection, time.monotonic()))
         if self._waiting:
             self._return_one()
 
@@ -116,14 +127,9 @@ class RestingPool(QueuePool):
         dispatch: Any = self.dispatch
         return len(dispatch.checkout), len(dispatch.checkin), len(dispatch.reset)
 
-    def _return(self, lent: Any, since: float) -> None:
-        """Put a connection that rested into the queue."""
-        lent.info[RESTED_SINCE] = since
-        lent.close()
-
     def _return_one(self) -> None:
         with suppress(IndexError):
-            self._return(*self._resting.popleft())
+            self._resting.popleft().close()
 
     # -- what SQLAlchemy asks of a pool ----------------------------------------------------------------------
 

@@ -147,7 +147,7 @@ def statement_connection(name: str, *, write: bool) -> Iterator[sa.Connection]:
     tx = transaction_for_statement(name, write=write)
     if tx is not None:
         with tx.mapped_errors():
-            yield tx.connection
+            yield tx.bare
         return
     if write:
         warn_of_foreign_write(name)

@@ -63,7 +63,7 @@ class writing:  # noqa: N801 - reads as a word where it is used
             return self._block.__enter__()
         self._tx = tx
         tx.begin_internal()
-        return Write(tx.connection, database, tx)
+        return Write(tx.bare, database, tx)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

@@ -42,9 +42,9 @@ def lock(tx: LocalTransaction, lease: Lease) -> Memory:
     """
     tx.mark_written()
     if tx.database.capabilities.bounds_lock_waits == "query":
-        found = _LOCK_AND_BOUND.fetch(tx.connection, _place(lease) | bound_of(lease.lock_wait_s)).rows
+        found = _LOCK_AND_BOUND.fetch(tx.bare, _place(lease) | bound_of(lease.lock_wait_s)).rows
     else:
-        found = _LOCK.fetch(tx.connection, _place(lease)).rows
+        found = _LOCK.fetch(tx.bare, _place(lease)).rows
     if not found:
         raise InboxMissing(
             f"lane {lease.lane} of route {lease.route!r} has no row in the inbox of {tx.database.name!r}, where its "
@@ -77,9 +77,9 @@ def store(tx: LocalTransaction, lease: Lease, ids: Iterable[int] | None = None) 
     """Write the owner's epoch, and the ids of the batch that this transaction applies, into the locked row."""
     values = {**_place(lease), "mine": lease.epoch}
     if ids is None:
-        _ENTER.run(tx.connection, values)
+        _ENTER.run(tx.bare, values)
     else:
-        _STORE.run(tx.connection, values | {"applied": json.dumps(sorted(ids), separators=(",", ":"))})
+        _STORE.run(tx.bare, values | {"applied": json.dumps(sorted(ids), separators=(",", ":"))})
 
 
 def _place(lease: Lease) -> dict[str, object]:

@@ -180,8 +180,8 @@ def claim(source: Database, candidate: Candidate, *, owner: str, lease_s: float)
             # then lasts as long as the server believes in it. Nobody may wait for that.
             with detached_transaction(source.name) as tx:
                 tx.mark_written()
-                _LOCK.fetch(tx.connection, seen)
-                claimed = _STEAL.run(tx.connection, values).rowcount
+                _LOCK.fetch(tx.bare, seen)
+                claimed = _STEAL.run(tx.bare, values).rowcount
         else:
             claimed = source.prepared(_CLAIM, values, returns=False).rowcount
     except LockTimeout:

@@ -51,7 +51,7 @@ def publish(event: Event, to: sa.Connection | Session) -> None:
     else:
         connection = to
     for tx in open_transactions().values():
-        if tx.connection is connection:  # a saga's or a transaction's own: its rules hold, late writing among them
+        if tx.bare is connection:  # a saga's or a transaction's own: its rules hold, late writing among them
             enqueue(tx, [event])
             return
     url = connection.engine.url
@@ -105,7 +105,7 @@ def enqueue_envelopes(tx: LocalTransaction, envelopes: Sequence[Envelope]) -> No
         # If this savepoint rolls back, nothing else may ever be written; but MySQL has no open transaction to commit
         # before a statement has touched a table, and then it looks like one that an error has ended.
         with tx.mapped_errors():
-            tx.connection.execute(_TOUCH)
+            tx.bare.execute(_TOUCH)
     tx.ledger(EVENTS).extend(envelopes)
     # Registered again after a rolled-back savepoint has cut it away, and by a hook that publishes after it has run.
     if _write not in tx.ledger("before_commit"):
@@ -122,12 +122,12 @@ def _write(tx: LocalTransaction) -> None:
     heard = doorbell.is_heard()
     with tx.mapped_errors(), tx.internal():
         if tx.notifies:
-            announce(tx.connection)
+            announce(tx.bare)
         if saga_id is None and len(envelopes) <= CHUNK:
             then = partial(_ring_later, tx)
-            tx.conclude_with(last_insertion(tx.connection, envelopes, want_routes=heard, then=then))
+            tx.conclude_with(last_insertion(tx.bare, envelopes, want_routes=heard, then=then))
             return
-        written = insert_events(tx.connection, envelopes, saga_id=saga_id, want_routes=heard, own=True)
+        written = insert_events(tx.bare, envelopes, saga_id=saga_id, want_routes=heard, own=True)
     if saga_id is not None:
         tx.ledger(SAGA_EVENTS).append(written.places)
     if heard:

@@ -418,15 +418,15 @@ class _Drain:
         with detached_transaction(self._source.name) as tx:
             tx.mark_written()
             if ending is None:
-                renewed = renew(tx.connection, self._lease, progress=progress, emptied_to=emptied_to)
+                renewed = renew(tx.bare, self._lease, progress=progress, emptied_to=emptied_to)
             else:
                 delay_s = HOLD_S if ending == "held" else 0.0
-                give_back(tx.connection, self._lease, delay_s=delay_s, emptied_to=emptied_to)
+                give_back(tx.bare, self._lease, delay_s=delay_s, emptied_to=emptied_to)
             if self._inherited:
-                self._delete(tx.connection, self._inherited)
+                self._delete(tx.bare, self._inherited)
                 # The last owner may have been trying parked events again.
-                parking.remove(tx.connection, self._lease, self._inherited)
-            yield tx.connection
+                parking.remove(tx.bare, self._lease, self._inherited)
+            yield tx.bare
             fault_point("relay.acknowledged")
         self._lease = renewed
         self._inherited = frozenset()

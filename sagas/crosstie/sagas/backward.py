@@ -77,7 +77,7 @@ class BackwardRecovery(Strategy):
         """Its commit decides: until then the open transaction keeps others from the locks, and then they are over."""
         if self.terms.isolation == "locked":
             with tx.mapped_errors(), tx.internal():
-                release_locks(tx.connection, [self.terms.saga_id], tx.database.name)
+                release_locks(tx.bare, [self.terms.saga_id], tx.database.name)
 
     def commit(self, ending: Ending) -> None:
         """Commit the branches, then home."""

@@ -165,9 +165,9 @@ class SagaBlock(Workspace):
             self._strategy.prepare_branch(tx)
         with tx.mapped_errors():
             tx.run_before_commit(final=len(self._participants) > 1)  # a failure must come before the first commit
-            if has_deferrable_constraints(tx.database, tx.connection):
+            if has_deferrable_constraints(tx.database, tx.bare):
                 with tx.internal():
-                    tx.connection.exec_driver_sql("SET CONSTRAINTS ALL IMMEDIATE")
+                    tx.bare.exec_driver_sql("SET CONSTRAINTS ALL IMMEDIATE")
         if tx.database.name == self._header.home:
             self._strategy.prepare_decider(tx)
         tx.require_healthy()

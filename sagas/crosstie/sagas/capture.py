@@ -53,7 +53,7 @@ def uncaptured_reasons(tx: LocalTransaction) -> list[str]:
 def _refuse_untransactional(tx: LocalTransaction, table: sa.Table) -> TableFacts | None:
     if not tx.database.capabilities.storage_engines:
         return None
-    facts = table_facts(tx.database, tx.connection, table.name, table.schema)
+    facts = table_facts(tx.database, tx.bare, table.name, table.schema)
     if not facts.transactional:
         raise SagaNotUndoable(
             f"table {table.name!r} of database {tx.database.name!r} uses the storage engine {facts.engine}, which "
@@ -232,7 +232,7 @@ class BranchRecorder:
         fresh: bool = False,
     ) -> TableFacts:
         _refuse_untransactional(tx, table)
-        facts = table_facts(tx.database, tx.connection, table.name, table.schema, columns=columns, fresh=fresh)
+        facts = table_facts(tx.database, tx.bare, table.name, table.schema, columns=columns, fresh=fresh)
         unknown = [name for name in _stamped(table) if name not in facts.insertable]
         if unknown:
             raise SagaError(
@@ -278,10 +278,10 @@ class BranchRecorder:
         names = [column.name for column in table.primary_key]
         wanted = {name: facts.columns[name] for name in names} | dict(columns)
         if isinstance(rows, tuple):
-            found = _image_of_one(tx.database, table, facts, wanted).fetch(tx.connection, key_parameters(rows)).rows
+            found = _image_of_one(tx.database, table, facts, wanted).fetch(tx.bare, key_parameters(rows)).rows
         else:
             query = _images(tx.database, table, wanted).where(rows).limit(self._row_limit + 1)
-            found = tx.connection.execute(query).all()
+            found = tx.bare.execute(query).all()
         self._require_few(tx, table, len(found))
         try:
             encoded = [{name: encode(value) for name, value in zip(wanted, row, strict=True)} for row in found]

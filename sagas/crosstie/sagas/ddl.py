@@ -45,7 +45,7 @@ def commits_implicitly(statement: str, kind: str) -> str | None:
 
 def refuse_implicit_commits(tx: LocalTransaction) -> None:
     """From now on, refuse such statements on this database's connections while a saga holds them."""
-    engine = tx.connection.engine
+    engine = tx.bare.engine
     if engine in _guarded:
         return
     _guarded.add(engine)
@@ -53,7 +53,7 @@ def refuse_implicit_commits(tx: LocalTransaction) -> None:
 
     def refuse(connection: sa.Connection, statement: str) -> None:
         tx = current(name)
-        if active_unit() is None or tx is None or tx.connection is not connection:
+        if active_unit() is None or tx is None or tx.bare is not connection:
             return
         word = commits_implicitly(statement, tx.database.kind)
         if word is not None:

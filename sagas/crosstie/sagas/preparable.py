@@ -65,14 +65,14 @@ class PreparableTransaction(LocalTransaction):
         self.run_before_commit(final=False)
         self.require_healthy()
         # A server that ended the transaction after an error would prepare an empty one.
-        if not in_transaction(self.database, self.connection.connection.dbapi_connection):
+        if not in_transaction(self.database, self.bare.connection.dbapi_connection):
             raise TransactionPoisoned(
                 f"database {self.database.name!r}: expected an open transaction to prepare and found none: the server "
                 "had ended it after an error. Run the whole block again."
             )
         final = self._final
-        along = final is not None and final.commits_on(self.database, self.connection)
-        if not (along and can_depart(self.database, self.connection)):
+        along = final is not None and final.commits_on(self.database, self.bare)
+        if not (along and can_depart(self.database, self.bare)):
             self.run_final()
 
     def preparation(self) -> Request:
@@ -90,15 +90,15 @@ class PreparableTransaction(LocalTransaction):
         return Request(self, partial(self._depart_to_end, commit), partial(self._end, commit))
 
     def _depart_to_prepare(self) -> Callable[[], None] | None:
-        if not can_depart(self.database, self.connection):
+        if not can_depart(self.database, self.bare):
             return None
         self._hide()
         with self._preparing():
             if self._final is not None:
-                answer = self._final.depart(self.database, self.connection, self._prepares_by())
+                answer = self._final.depart(self.database, self.bare, self._prepares_by())
             else:
                 (statement,) = self._prepares_by()
-                answer = depart(self.database, self.connection, statement)
+                answer = depart(self.database, self.bare, statement)
 
         def arrive() -> None:
             with self._preparing():
@@ -113,13 +113,13 @@ class PreparableTransaction(LocalTransaction):
         self._hide()
         (statement,) = self._prepares_by()
         with self._preparing():
-            self._require_prepared(_send(self.connection, statement))
+            self._require_prepared(_send(self.bare, statement))
 
     def _depart_to_end(self, commit: bool) -> Callable[[], None] | None:
-        if not (self.is_prepared and self.is_open and can_depart(self.database, self.connection)):
+        if not (self.is_prepared and self.is_open and can_depart(self.database, self.bare)):
             return None
         with self._letting_go():
-            answer = depart(self.database, self.connection, _ends_by(self.database, self.branch, commit=commit))
+            answer = depart(self.database, self.bare, _ends_by(self.database, self.branch, commit=commit))
 
         def arrive() -> None:
             with self._letting_go():
@@ -129,7 +129,7 @@ class PreparableTransaction(LocalTransaction):
                     if _code(error) != _NO_SUCH_NAME:  # else somebody has ended it already
                         raise
                 if commit:
-                    end_on_our_side(self._root, self.connection.connection.dbapi_connection)
+                    end_on_our_side(self.bare, self.bare.connection.dbapi_connection)
             if commit:
                 self._end_committed(None)
             else:
@@ -197,7 +197,7 @@ class _XaBranch(PreparableTransaction):
         self.commits_by = (f"XA END {self._xid}", f"XA COMMIT {self._xid} ONE PHASE")
         try:
             with _mapped(database):
-                _send(self.connection, f"XA START {self._xid}")
+                _send(self.bare, f"XA START {self._xid}")
         except BaseException:
             super().rollback()
             raise
@@ -207,7 +207,7 @@ class _XaBranch(PreparableTransaction):
         super().make_ready_to_prepare()
         if self._final is None:
             with _mapped(self.database):
-                _send(self.connection, f"XA END {self._xid}")
+                _send(self.bare, f"XA END {self._xid}")
             self._has_ended = True
 
     def _prepares_by(self) -> Sequence[str]:
@@ -217,7 +217,7 @@ class _XaBranch(PreparableTransaction):
     def _end(self, commit: bool) -> None:
         if self.is_open and self.is_prepared:
             with self._letting_go():
-                _send(self.connection, _ends_by(self.database, self.branch, commit=commit))
+                _send(self.bare, _ends_by(self.database, self.branch, commit=commit))
             super().rollback()
         elif self.is_open:
             self.rollback()
@@ -226,24 +226,26 @@ class _XaBranch(PreparableTransaction):
 
     def rollback(self) -> None:
         """Roll back; what is prepared is let go instead, because home may have committed."""
+        if not self.is_open:
+            return
         if self.is_prepared:
             self._let_go()
             return
         try:
             # After a failed XA END, XA ROLLBACK is what is left; the other way round it is refused.
             for statement in (f"XA END {self._xid}", f"XA ROLLBACK {self._xid}")[self._has_ended :]:
-                _send(self.connection, statement)
+                _send(self.bare, statement)
         except Exception as error:
             if classify(error) is None and not isinstance(error, sa.exc.SQLAlchemyError):
                 raise
             logger.debug("XA ROLLBACK on %r failed, its connection is discarded: %s", self.database.name, error)
-            self.connection.invalidate()
+            self.bare.invalidate()
         super().rollback()
 
     def _let_go(self) -> None:
         """Close the connection, so that others may end what is prepared."""
-        if not self.connection.invalidated:
-            self.connection.invalidate()
+        if not self.bare.invalidated:
+            self.bare.invalidate()
         super().rollback()
 
 
@@ -275,7 +277,7 @@ def require_two_phase(tx: LocalTransaction) -> None:
                 f'server, make {name!r} home, or leave out commit="two_phase".'
             )
         return
-    dialect: Any = tx.connection.dialect
+    dialect: Any = tx.bare.dialect
     version = dialect.server_version_info
     first = _FIRST_MARIADB if dialect.is_mariadb else _FIRST_MYSQL
     if version < first:

@@ -80,7 +80,7 @@ class Ending:
         if self.effects.begun:
             self.home.run_final()  # who ends a saga from outside takes its record before its effects, too
             with self.home.mapped_errors(), self.home.internal():
-                self.effects.settle(self.home.connection)
+                self.effects.settle(self.home.bare)
 
     def take(self, ledger: str) -> list[Callable[[], None]]:
         """The hooks in this ledger of all participants, which their own ends will not run any more."""
