@@ -26,7 +26,7 @@ LEASE: Final = 6
 STEPS: Final = 260
 WARY_AT: Final = 3
 CONVICTED_AT: Final = 5
-PATIENCE: Final = 60
+PATIENCE: Final = 300
 """So many workers may die at the end, before the lane is taken to be stuck."""
 
 
@@ -70,6 +70,8 @@ class Worker:
     learnt: frozenset[int] = frozenset()
     entered: bool = False
     """Earlier owners are shut out of the target, and what they had applied is known here."""
+    ever_entered: bool = False
+    """They are, whatever is known."""
     inherited: frozenset[int] = frozenset()
     final: int = 0
     parked_keys: frozenset[int] = frozenset()
@@ -86,7 +88,8 @@ class Worker:
     def restart(self) -> None:
         """What a crash leaves: nothing."""
         self.step, self.learnt, self.batch, self.done, self.stuck = "look", frozenset(), [], [], []
-        self.entered, self.inherited, self.wary = False, frozenset(), False
+        self.entered = self.ever_entered = self.wary = False
+        self.inherited = frozenset()
 
 
 class World:
@@ -119,6 +122,7 @@ class World:
         self.seen = self.final = self.bound = 0
         self.awaited: set[int] = set()
         self.lane_epoch = 0
+        self.lane_owned = False
         self.lane_settled = True
         self.lease_until = -1
         self.inbox_epoch = 0
@@ -167,10 +171,10 @@ class World:
         if self.lane_epoch != worker.seen_epoch or changed:
             worker.restart()
         elif self.lease_until < self.now:
-            self.lane_deaths += self.protocol.deaths_counted and bool(self.deadly_often) and not self.lane_settled
+            self.lane_deaths += self.protocol.deaths_counted and bool(self.deadly_often) and self.lane_owned
             self.lane_epoch += 1
             self.lease_until = self.now + LEASE
-            self.lane_settled = False
+            self.lane_owned, self.lane_settled = True, False
             worker.epoch, worker.tried = self.lane_epoch, self.lane_trying
             worker.wary = self.lane_deaths >= WARY_AT
             worker.step = "recover" if worker.wary else self.random.choice(["recover", "read"])
@@ -179,7 +183,7 @@ class World:
         """One target transaction: fence, and learn what was applied last."""
         if not self.pass_target_fence(worker):
             return
-        worker.entered = True
+        worker.entered = worker.ever_entered = True
         worker.learnt = self.inbox_ids if self.protocol.recovery else frozenset()
         worker.step = "acknowledge what was learnt"
 
@@ -200,7 +204,7 @@ class World:
     def renew(self) -> None:
         """The lane is owned for longer, and not given back any more if it was."""
         self.lease_until = max(self.lease_until, self.now + LEASE)
-        self.lane_settled = False
+        self.lane_owned, self.lane_settled = True, False
 
     def look_for_writers(self) -> None:
         """What was read long enough ago is final: nobody has a smaller id any more who may still commit it."""
@@ -214,7 +218,7 @@ class World:
         """The start of the lane or of its parking, without a lock."""
         size = 1 if worker.wary and self.protocol.one_by_one else self.random.choice([1, 2, 3, 5])
         worker.redriving = bool(self.redrivable()) and self.random.random() < 0.5
-        if worker.redriving and not worker.entered and self.protocol.parking_entered:
+        if worker.redriving and not worker.entered:
             worker.step = "recover"
             return
         if self.protocol.fresh_look:
@@ -289,17 +293,16 @@ class World:
             self.applied += [event for event in going if event.id not in inherited]
             self.inbox_ids = frozenset(event.id for event in going) | inherited
             worker.inherited |= inherited
-            worker.entered = True
+            worker.entered = worker.ever_entered = True
         worker.done += going
-        if worker.stuck and not worker.entered and self.protocol.parking_entered:
+        if worker.stuck and not worker.entered:
             worker.step = "recover"
         elif self.protocol.one_at_a_time or len(worker.done) + len(worker.stuck) >= len(worker.batch):
             worker.step = "acknowledge"
 
     def to_inherit(self, worker: Worker) -> frozenset[int]:
         """What the first batch of an owner leaves in the inbox: nothing that is known to be acknowledged."""
-        settled = worker.seen_settled and (self.inbox_epoch == worker.seen_epoch or not self.protocol.settled_entered)
-        if worker.entered or settled or not self.protocol.inheriting:
+        if worker.entered or worker.seen_settled or not self.protocol.inheriting:
             return frozenset()
         return self.inbox_ids
 
@@ -341,7 +344,8 @@ class World:
 
     def give_back(self, worker: Worker) -> None:
         """In the same transaction; an owner that never heard of its commit goes on, from asking the target."""
-        self.lease_until, self.lane_settled = -1, True
+        self.lease_until, self.lane_owned = -1, False
+        self.lane_settled = worker.ever_entered or not self.protocol.settled_by_entered
         if self.random.random() < 0.6:
             worker.restart()
         else:

@@ -40,10 +40,8 @@ class Protocol:
     """That is acknowledged together with the batch, before the next one overwrites it."""
     entering_fence: bool = True
     """Such a batch shuts earlier owners out, as entering beforehand does."""
-    parking_entered: bool = True
-    """Nobody parks an event who has not entered."""
-    settled_entered: bool = True
-    """Of a lane that was given back in order nothing is inherited only if its owner was the last in the inbox."""
+    settled_by_entered: bool = True
+    """Nobody calls a lane in order who has never entered: an earlier owner may still apply something."""
     settled_claimed: bool = True
     """A claim compares whether the lane was given back in order, since an owner that does not know may go on."""
     writers_awaited: bool = True

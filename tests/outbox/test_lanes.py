@@ -10,7 +10,7 @@ from bench.databases import Pair, TestDatabase
 from crosstie.orm.connection import ConnectionManager
 from crosstie.orm.transaction import transaction
 from crosstie.outbox.errors import LeaseLost
-from crosstie.outbox.lane import Candidate, Lease, back_off, backoff_s, claim, hold, lanes_with_work, release, renew
+from crosstie.outbox.lane import Candidate, Lease, back_off, backoff_s, claim, lanes_with_work, release, renew
 from outbox import bank
 
 
@@ -53,14 +53,14 @@ def test_a_lane_has_one_owner(source: TestDatabase) -> None:
     first = take(seen)
     assert attempt(seen, "two") is None
     assert lanes_with_work(ConnectionManager.get("default")) == []
-    release(ConnectionManager.get("default"), first)
+    release(ConnectionManager.get("default"), first, settled=True)
     assert attempt(seen, "two") is None  # free again, but what it saw is out of date
 
 
 def test_a_released_lane_is_free_at_once(source: TestDatabase) -> None:
     """The next owner gets a greater epoch."""
     first = take(only_candidate())
-    assert release(ConnectionManager.get("default"), first)
+    assert release(ConnectionManager.get("default"), first, settled=True)
     second = take(only_candidate(), "two")
     assert second.epoch == first.epoch + 1
 
@@ -71,8 +71,8 @@ def test_a_killed_owner_loses_its_lane_when_the_lease_has_run_out(source: TestDa
     bank.ready_now(source)
     new = take(only_candidate(), "two")
     database = ConnectionManager.get("default")
-    assert not release(database, old)
-    assert not hold(database, old, delay_s=60)
+    assert not release(database, old, settled=True)
+    assert not release(database, old, settled=True, delay_s=60)
     assert not back_off(database, old, delay_s=60, error="late", whole_route=True)
     with pytest.raises(LeaseLost, match="another worker took it"), transaction("default") as tx:
         renew(tx.connection, old, progress=True)

@@ -9,7 +9,7 @@ import dataclasses
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 
@@ -20,8 +20,9 @@ from crosstie.orm.faults import armed
 from crosstie.outbox import decision, relay, subscription, sweep_lanes
 from crosstie.outbox.batch import OutboxRow, Verdict
 from crosstie.outbox.errors import TargetFailed
-from crosstie.outbox.lane import lanes_with_work
+from crosstie.outbox.lane import Lease, claim, lanes_with_work
 from crosstie.outbox.relay import DrainReport, drain_lane
+from crosstie.outbox.target import target_of
 from outbox import bank
 
 T = TypeVar("T")
@@ -93,6 +94,33 @@ def test_a_lapsed_owner_cannot_acknowledge_what_it_applied(pair: Pair) -> None:
 
     report = drain_as_zombie(pair, "relay.target-committed", take_over)
     assert (report.ending, report.applied) == ("lost", 2)
+    finish(pair, 2)
+
+
+def test_what_a_lapsed_owner_applies_after_one_that_never_entered_is_not_applied_again(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other gives the lane back, its next event waits for a saga, and does not hear of it: it enters, and dies.
+
+    By then the lane's epoch is that of the inbox, and what stands there was acknowledged by nobody.
+    """
+    leases: list[Lease] = []
+
+    def noted(*args: Any, **options: Any) -> Lease | None:
+        lease = claim(*args, **options)
+        leases.extend([] if lease is None else [lease])
+        return lease
+
+    def take_over() -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(relay, "claim", noted)
+            patch.setattr(relay, "decide", lambda rows: (Verdict([], [], rows[0]), None))
+            assert elsewhere(lambda: sweep_lanes("default", owner="other")) == 0
+
+    report = drain_as_zombie(pair, "relay.claimed", take_over)
+    assert (report.ending, report.applied) == ("lost", 2)
+    (other,) = leases
+    assert elsewhere(lambda: target_of(other.route).enter(other))
     finish(pair, 2)
 
 

@@ -32,7 +32,6 @@ __all__ = [
     "backoff_s",
     "claim",
     "give_back",
-    "hold",
     "lanes_with_work",
     "leased_lanes",
     "reassure",
@@ -259,12 +258,16 @@ def renew(connection: sa.Connection, lease: Lease, *, progress: bool, emptied_to
     return lease
 
 
-def give_back(connection: sa.Connection, lease: Lease, *, delay_s: float = 0.0, emptied_to: int = 0) -> None:
+def give_back(
+    connection: sa.Connection, lease: Lease, *, settled: bool, delay_s: float = 0.0, emptied_to: int = 0
+) -> None:
     """Give the lane back as the first statement of the transaction that acknowledges what was applied; it has got on.
 
-    It may be claimed again after `delay_s`. Raises LeaseLost as `renew` does.
+    It may be claimed again after `delay_s`. `settled` is for an owner that has entered the target: as long as none has,
+    an earlier one may still apply something. Raises LeaseLost as `renew` does.
     """
-    values = lease.values(delay_ms=int(delay_s * 1000), empty_to=max(emptied_to, lease.emptied_to))
+    empty_to = max(emptied_to, lease.emptied_to)
+    values = lease.values(delay_ms=int(delay_s * 1000), in_order=int(settled), empty_to=empty_to)
     if _GIVE_BACK.run(connection, values).rowcount != 1:
         raise _lost(lease)
 
@@ -276,14 +279,13 @@ def _lost(lease: Lease) -> LeaseLost:
     )
 
 
-def release(source: Database, lease: Lease) -> bool:
-    """Give the lane back with nothing left to acknowledge; False where it was already somebody else's."""
-    return hold(source, lease, delay_s=0.0)
+def release(source: Database, lease: Lease, *, settled: bool, delay_s: float = 0.0) -> bool:
+    """Give the lane back with nothing left to acknowledge; False where it was already somebody else's.
 
-
-def hold(source: Database, lease: Lease, *, delay_s: float) -> bool:
-    """Give the lane back as `release` does, to be tried again after `delay_s`: its next event waits for a saga."""
-    return source.prepared(_RELEASE, lease.values(delay_ms=int(delay_s * 1000)), returns=False).rowcount == 1
+    It may be claimed again after `delay_s`, as where its next event waits for a saga. `settled` as in `give_back`.
+    """
+    values = lease.values(delay_ms=int(delay_s * 1000), in_order=int(settled))
+    return source.prepared(_RELEASE, values, returns=False).rowcount == 1
 
 
 _RENEW: Final = Prepared(sa.update(lanes).where(_MINE).values(_LEASED))
@@ -298,7 +300,7 @@ _PROGRESS: Final = Prepared(sa.update(lanes).where(_MINE).values({**_LEASED, **_
 _FREE: Final[dict[str, Any]] = {
     "owner": "",
     "lease_until_ms": 0,
-    "settled": 1,
+    "settled": sa.bindparam("in_order", type_=sa.Integer),
     "ready_at_ms": now_ms() + sa.bindparam("delay_ms", type_=sa.BigInteger),
 }
 _RELEASE: Final = Prepared(sa.update(lanes).where(_MINE).values(_FREE))

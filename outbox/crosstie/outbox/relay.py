@@ -52,7 +52,6 @@ from crosstie.outbox.lane import (
     backoff_s,
     claim,
     give_back,
-    hold,
     release,
     renew,
     reopen,
@@ -148,6 +147,7 @@ class _Drain:
         self._report = DrainReport()
         self._doubtful: frozenset[int] = frozenset()
         self._entered = False
+        """Earlier owners are shut out of the target, and will be as long as this one has the lane."""
         self._inherited: frozenset[int] = frozenset()
         """What an earlier owner has applied, and nobody has acknowledged yet."""
         self._target = target_of(lease.route)
@@ -164,7 +164,7 @@ class _Drain:
             with bounded_sessions(self._lease.lock_wait_s):
                 report.ending = self._carry_with_recovery(out_of_time)
         except HearingBegun:
-            hold(self._source, self._lease, delay_s=max(HEARING_S, self._lease.lease_s))
+            self._release(delay_s=max(HEARING_S, self._lease.lease_s))
             report.ending = "held"
         except (DeliveryFailed, TargetFailed, LeaseLost) as error:
             report.error = error
@@ -182,6 +182,9 @@ class _Drain:
         finally:
             self._trials.leave()
         return report
+
+    def _release(self, *, delay_s: float = 0.0) -> None:
+        release(self._source, self._lease, settled=self._entered, delay_s=delay_s)
 
     def _log(self, level: int, text: str) -> None:
         logger.log(level, "lane %d of route %r in %r: %s", self._lease.lane, self._lease.route, self._source.name, text)
@@ -229,7 +232,7 @@ class _Drain:
 
     def _carry(self, out_of_time: Callable[[], bool]) -> Ending:
         if self._lease.deaths >= WARY_AT and not self._beware():
-            hold(self._source, self._lease, delay_s=HOLD_S)
+            self._release(delay_s=HOLD_S)
             return "held"
         while True:
             if self._parked:
@@ -240,13 +243,13 @@ class _Drain:
                 if rows:
                     continue
             if not rows:
-                release(self._source, self._lease)
+                self._release()
                 return "empty"
             whole = len(rows) < self._limit and not self._parked
             ending = self._carry_batch(rows, out_of_time, whole=whole)
             if ending is None and out_of_time():  # after a failure
                 ending = "out-of-time"
-                release(self._source, self._lease)
+                self._release()
             if ending is not None:
                 return ending
 
@@ -315,7 +318,7 @@ class _Drain:
             self._pace.refused(len(done.applied))
         if not gone:
             if ending == "held":
-                hold(self._source, self._lease, delay_s=HOLD_S)
+                self._release(delay_s=HOLD_S)
             return
         if moved and not self._entered:
             # Whoever was here before could still apply what is about to be parked.
@@ -421,7 +424,7 @@ class _Drain:
                 renewed = renew(tx.bare, self._lease, progress=progress, emptied_to=emptied_to)
             else:
                 delay_s = HOLD_S if ending == "held" else 0.0
-                give_back(tx.bare, self._lease, delay_s=delay_s, emptied_to=emptied_to)
+                give_back(tx.bare, self._lease, settled=self._entered, delay_s=delay_s, emptied_to=emptied_to)
             if self._inherited:
                 self._delete(tx.bare, self._inherited)
                 # The last owner may have been trying parked events again.

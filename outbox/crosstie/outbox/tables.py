@@ -187,7 +187,7 @@ lane: Final = sa.Table(
     sa.Column("epoch", sa.BigInteger, nullable=False, default=0),
     sa.Column("owner", sa.String(120), nullable=False, default=""),
     sa.Column("lease_until_ms", sa.BigInteger, nullable=False, default=0),
-    # Given back by its last owner with everything acknowledged that this owner had applied.
+    # Given back by its last owner, which had entered the target, with everything acknowledged that it had applied.
     sa.Column("settled", sa.Integer, nullable=False, default=0),
     # No event with this id or a smaller one is in the lane, nor ever will be (horizon.py); 0 where nobody knows.
     sa.Column("emptied_to", sa.BigInteger, nullable=False, default=0),

@@ -147,8 +147,6 @@ class DatabaseTarget:
 def _to_inherit(memory: inbox.Memory, lease: Lease) -> frozenset[int]:
     """What an earlier owner has applied and may not have acknowledged.
 
-    Nothing where the owner before has said so, in giving the lane back, and nobody has applied anything since: one that
-    was never shut out of the target may still have, until now.
+    Nothing where the owner before has said so, in giving the lane back: it had shut out those before it.
     """
-    settled = lease.settled and memory.epoch == lease.epoch - 1
-    return frozenset() if settled else memory.ids
+    return frozenset() if lease.settled else memory.ids
