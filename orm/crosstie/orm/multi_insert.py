@@ -46,17 +46,27 @@ def insert_rows(
 def insert_all(connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> None:
     """Insert rows of the same columns into a table without a model, in few round trips; the caller commits.
 
+    A default that is an expression of SQL is asked for once: with one in each row, PyMySQL would send them one by one.
     Raises what SQLAlchemy does.
     """
-    if connection.dialect.name != "postgresql":  # the other drivers do so by themselves
-        if rows:
-            connection.execute(sa.insert(table), rows)
+    if not rows:
         return
-    columns = [table.c[name] for name in rows[0]] if rows else []
+    defaults: dict[str, Any] = {column.key: column.default for column in table.columns if column.key not in rows[0]}
+    asked = {
+        name: default.arg for name, default in defaults.items() if default is not None and default.is_clause_element
+    }
+    if asked:
+        answer = connection.execute(sa.select(*asked.values())).one()
+        same = dict(zip(asked, answer, strict=True))
+        rows = [{**row, **same} for row in rows]
+    if connection.dialect.name != "postgresql":  # the other drivers do so by themselves
+        connection.execute(sa.insert(table), rows)
+        return
+    columns = [table.c[name] for name in rows[0]]
     for start in range(0, len(rows), ROWS_OF_ARRAYS):
         some = rows[start : start + ROWS_OF_ARRAYS]
-        values = {f"c{i}": [row[column.key] for row in some] for i, column in enumerate(columns)}
-        connection.execute(_from_arrays(table, columns, None, defaults=True), values)
+        listed = {f"c{i}": [row[column.key] for row in some] for i, column in enumerate(columns)}
+        connection.execute(_from_arrays(table, columns, None, defaults=True), listed)
 
 
 def _fits_into_array(kind: sa.types.TypeEngine[Any]) -> bool:

@@ -23,6 +23,8 @@ __all__ = ["Notes", "add_notes", "reference_digest"]
 
 _IDS_PER_PAGE: Final = 50_000
 _IDS_PER_STATEMENT: Final = 10_000
+_KEYS_KEPT: Final = 100_000
+"""Of no more notes than these are the keys read together with the ids: some 10 MB."""
 
 _LISTED: Final = sa.text(
     f"DELETE noted FROM JSON_TABLE(:ids, '$[*]' COLUMNS (id BIGINT PATH '$')) AS listed"
@@ -44,14 +46,18 @@ class Notes:
         self.whole_table = False
         """Whether one of them tells that all rows of a table are gone."""
         self._ids = array("q")
-        self._digest = reference_digest(reference)
+        self._keys: list[str] | None = []
+        """None where they are too many to be kept."""
+        self._reference = audit_key.c.reference == reference_digest(reference)
         columns = audit_key.c
-        query = sa.select(columns.id, columns.key.is_(None)).where(columns.reference == self._digest)
+        query = sa.select(columns.id, columns.key).where(self._reference)
         last = -1
         while True:
             page = database.rows(query.where(columns.id > last).order_by(columns.id).limit(_IDS_PER_PAGE))
-            self._ids.extend(row[0] for row in page)
-            self.whole_table = self.whole_table or any(row[1] for row in page)
+            keys = [key for _, key in page if key is not None]
+            self._ids.extend(row_id for row_id, _ in page)
+            self.whole_table = self.whole_table or len(keys) < len(page)
+            self._keys = None if self._keys is None or len(self._ids) > _KEYS_KEPT else self._keys + keys
             if len(page) < _IDS_PER_PAGE:
                 break
             last = page[-1][0]
@@ -64,8 +70,11 @@ class Notes:
 
         Raises DatabaseUnavailable.
         """
+        if self._keys is not None:
+            yield from self._keys
+            return
         columns = audit_key.c
-        noted = sa.select(columns.key).where(columns.reference == self._digest, columns.key.is_not(None))
+        noted = sa.select(columns.key).where(self._reference, columns.key.is_not(None))
         for ids in self._pages():
             yield from (row[0] for row in self.database.rows(noted.where(columns.id.between(ids[0], ids[-1]))))
 
