@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from bench.databases import Pair
 from crosstie.orm.integrity import AuditState, Strategy, audit_chunk, bitmap, conclude_audit, plan_audit, uuid_set
 from crosstie.orm.integrity import uuids as packed_uuids
+from crosstie.orm.integrity.gaps import GapScan
 from crosstie.orm.integrity.integers import ChildPages, among
 from crosstie.orm.integrity.packed import PackedScan
 from crosstie.orm.integrity.packing import distances
@@ -313,6 +314,22 @@ def test_the_reads_of_both_ends_overlap(world: Linked, monkeypatch: pytest.Monke
 
     result = world.audit(chunk_size=5, scan=lambda ends, _: Meeting(ends))
     assert (result.state, result.reason, result.keys_checked) == (AuditState.OK, None, 20)
+
+
+@pytest.mark.parametrize("pair", [("postgresql", "mariadb")], indirect=True, ids="-".join)
+def test_a_dense_parent_is_asked_about_two_pages_at_once(world: Linked) -> None:
+    """Each question waits for another one to be under way; what they find is the same."""
+    world.register(set(range(400)) - {7, 350})
+    world.post([(n, n) for n in range(400)])
+    both = threading.Barrier(2, timeout=30)
+
+    class Meeting(GapScan):
+        def missing(self, page: Any) -> Any:
+            both.wait()
+            return super().missing(page)
+
+    result = world.audit(chunk_size=50, scan=lambda ends, _: Meeting(ends))
+    assert (result.reason, orphans(result)) == (None, {7: 7, 350: 350})
 
 
 SITUATION = Situation(

@@ -61,6 +61,9 @@ class GapScan:
     Where a page turns out to have many gaps, the next ones are read as `PackedScan` reads them.
     """
 
+    questions = 2
+    """The parent is what the scan waits for, and one statement keeps one processor of its server busy."""
+
     def __init__(self, ends: Ends) -> None:
         self.ends = ends
         self._widest = min(ends.page_size * _POSSIBLE_PER_KEY, _LARGEST)

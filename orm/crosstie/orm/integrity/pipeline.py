@@ -1,7 +1,8 @@
 """The two reads of a page overlap: while the parent is asked about one, the child reads the next.
 
 Neither waits while the caller judges what is missing from the page before: the next one is being asked about by then.
-One thread for each end, because a driver's call blocks until its server has answered.
+Threads, because a driver's call blocks until its server has answered: one for the child, and one for each question that
+a scan has at a time.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from crosstie.orm.integrity.confirmation import Moment
 from crosstie.orm.integrity.errors import ScanIncomplete
@@ -23,8 +24,6 @@ from crosstie.orm.integrity.tiling import Tile
 __all__ = ["Compared", "compared_pages", "read_ahead"]
 
 T = TypeVar("T")
-_AHEAD: Final = 1
-"""Pages that the parent is asked about before what it has answered about the page before is taken."""
 
 
 class Compared(NamedTuple):
@@ -48,9 +47,10 @@ def compared_pages(scan: KeyScan, chunk: KeyRange, now: Callable[[], Moment]) ->
     def ask(page: Page) -> Sequence[Key]:
         return scan.missing(page) if page.tile.keys else ()
 
+    questions: int = getattr(scan, "questions", 1)
     with (
         ThreadPoolExecutor(1, thread_name_prefix="crosstie-audit-child") as reader,
-        ThreadPoolExecutor(1, thread_name_prefix="crosstie-audit-parent") as asker,
+        ThreadPoolExecutor(questions, thread_name_prefix="crosstie-audit-parent") as asker,
     ):
         reading = None if chunk.is_empty else _submit(reader, read, chunk.lo)
         asking: deque[tuple[Tile, Moment, Future[Sequence[Key]]]] = deque()
@@ -60,7 +60,7 @@ def compared_pages(scan: KeyScan, chunk: KeyRange, now: Callable[[], Moment]) ->
                 asking.append((page.tile, since, _submit(asker, ask, page)))
                 reached = page.tile.hi
                 reading = None if reached == chunk.hi else _submit(reader, read, reached)
-            if len(asking) > _AHEAD or reading is None:
+            if len(asking) > questions or reading is None:
                 tile, since, asked = asking.popleft()
                 yield Compared(tile, asked.result(), since)
 

@@ -45,7 +45,8 @@ class Ends:
 class KeyScan(Protocol):
     """One way of scanning; each method may raise DatabaseUnavailable, UnexpectedKey or ScanIncomplete.
 
-    The two are called in threads of their own, `read` for the next page while `missing` works on the one before.
+    The two are called in threads of their own, `read` for the next page while `missing` works on the one before. A scan
+    whose `missing` may be called for so many pages at once says so in an attribute `questions`.
     """
 
     def read(self, after: Raw | None) -> Page:
