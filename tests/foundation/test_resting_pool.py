@@ -273,3 +273,25 @@ assert os.waitpid(child, 0)[1] == 0
 assert used() is mine
 """
     spawn.code(program, environment=Solo(database).environment).wait_ok()
+
+
+def test_sqlalchemys_connection_is_used_again_where_nobody_else_has_had_it(configured_database: TestDatabase) -> None:
+    """What a caller has had in hand is closed with his transaction, and nothing is to be had of one that has ended."""
+    with detached_transaction("default") as first:
+        hidden = first.bare
+        ONE.fetch(hidden)
+    with detached_transaction("default") as second:
+        assert second.bare is hidden
+        shown = second.connection
+        assert shown is hidden
+        assert shown.in_transaction(), "a commit() or rollback() on it is to be noticed"
+    assert shown.closed
+    third = LocalTransaction(ConnectionManager.get("default"), visible=False)
+    assert third.bare is not shown
+    third.rollback()
+    with detached_transaction("default") as other:
+        ONE.fetch(other.bare)
+        third.rollback()  # the connection is another's by now
+        ONE.fetch(other.bare)
+    with pytest.raises(sa.exc.ResourceClosedError, match="this transaction has ended"):
+        third.connection.execute(sa.select(1))
