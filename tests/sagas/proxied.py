@@ -1,8 +1,9 @@
-"""Two databases behind proxies, for answers that are lost."""
+"""Databases behind proxies, for requests that are held and answers that are lost."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from bench.databases import DatabaseKind, Pair, TestDatabase, fresh_database
 from bench.links import Pattern
 from bench.proxy import Moment, Proxy, Trigger
 
-__all__ = ["COMMIT", "Bench", "behind_proxies"]
+__all__ = ["COMMIT", "Bench", "behind_proxies", "while_held"]
 
 COMMIT: dict[DatabaseKind, Pattern] = {
     "postgresql": b"COMMIT\x00",
@@ -50,3 +51,26 @@ def behind_proxies(
         stack.enter_context(guard.configured_databases(behind))
         create(pair.by_name)
         yield Bench(home, branch, pair.by_name)
+
+
+@contextmanager
+def while_held(act: Callable[[], object], held: Sequence[Trigger], heal: Callable[[], object]) -> Iterator[None]:
+    """Run `act` in a thread, and the block once all of these hold what it sends; then `heal`, and it must succeed."""
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            act()
+        except BaseException as error:  # noqa: BLE001 - shown by the test's own thread
+            failures.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        for trigger in held:
+            trigger.wait()
+        yield
+    finally:
+        heal()
+        thread.join()
+    assert failures == []

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -24,7 +24,7 @@ from crosstie.orm.faults import FaultInjected, armed
 from crosstie.orm.transaction import detached_transaction, transaction
 from crosstie.sagas import SagaAborted, SagaBlock, SagaInDoubt, saga
 from crosstie.sagas.record import insert
-from sagas.proxied import COMMIT
+from sagas.proxied import COMMIT, while_held
 from sagas.shop import Invoice, Order, Stock, contents, create_shop, saga_states, sweep_until_quiet, sweep_until_undone
 
 pytestmark = pytest.mark.turns("bench")
@@ -91,26 +91,10 @@ def _is_whole(databases: dict[str, TestDatabase]) -> bool:
 def test_both_branches_commit_at_the_same_time(recover: Literal["backward", "forward"], bench: Bench) -> None:
     """While neither COMMIT has reached its server, both have been sent; home comes after them, or has been before."""
     held = [bench.at_commit(name, "withheld", deaf=True) for name in BRANCHES]
-    failures: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            _order(recover)
-        except BaseException as error:  # noqa: BLE001 - shown by the test's own thread
-            failures.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        for trigger in held:
-            trigger.wait()
+    with while_held(partial(_order, recover), held, bench.heal):
         home = bench.databases["default"].scalar("SELECT count(*) FROM orders WHERE sku = 'new'")
         assert home == (1 if recover == "forward" else 0)
         assert saga_states(bench.databases) | {"default": []} == {"default": [], "secondary": [], "tertiary": []}
-    finally:
-        bench.heal()
-        thread.join()
-    assert failures == []
     assert _is_whole(bench.databases)
 
 

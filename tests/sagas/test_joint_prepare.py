@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, nullcontext
@@ -28,7 +27,7 @@ from crosstie.orm.transaction import detached_transaction, transaction
 from crosstie.sagas import SagaAborted, preparable, saga
 from crosstie.sagas.record import insert
 from sagas.preparing import Servers, prepared, sweep_until_nothing_is_prepared
-from sagas.proxied import COMMIT
+from sagas.proxied import COMMIT, while_held
 from sagas.shop import Invoice, Order, Stock, contents, create_shop, saga_states
 from sagas.two_phase_program import order_and_invoice
 
@@ -92,25 +91,9 @@ def bench(
 def test_both_branches_are_asked_at_the_same_time(step: Step, bench: Bench) -> None:
     """While no request has reached its server, both have been sent; home commits between the two steps."""
     held = [bench.at(step, name, "withheld", deaf=True) for name in BRANCHES]
-    failures: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            order_and_invoice()
-        except BaseException as error:  # noqa: BLE001 - shown by the test's own thread
-            failures.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        for trigger in held:
-            trigger.wait()
+    with while_held(order_and_invoice, held, bench.heal):
         assert [len(prepared(bench.trio.by_name[name])) for name in BRANCHES] == [step == "end"] * 2
         assert saga_states(bench.trio.by_name)["default"] == (["committed"] if step == "end" else [])
-    finally:
-        bench.heal()
-        thread.join()
-    assert failures == []
     assert bench.is_whole()
 
 
