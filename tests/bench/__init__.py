@@ -21,7 +21,8 @@ A missing server skips the tests that need it, with a loud summary; with `CI=tru
 **bench.databases** (placeholders are `%s` on every kind; each call is a raw connection in autocommit)
 
 - `TestDatabase`: `.kind`, `.name`, `.config`, `.url`; `.execute(sql, params=()) -> int`, `.execute_many(sql, rows)`,
-  `.rows(sql, params=()) -> list[tuple]`, `.scalar(sql, params=())`, `.connect()` (context manager), `.proxied(proxy)`
+  `.rows(sql, params=()) -> list[tuple]`, `.scalar(sql, params=())`, `.connect()` (context manager), `.proxied(proxy)`,
+  `.end_sessions()` (the server ends every other connection)
 - `Solo`, `Pair`, `Trio`: `.databases`, `.by_name`, `.configuration` (for `configure`), `.environment` (for a child)
 - `fresh_database(kind, folder, furnished=False)`: context manager, for tests that need other combinations
 - `bench.guard.configured_databases(Solo | Pair | Trio, tables=True)`: context manager

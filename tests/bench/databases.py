@@ -105,6 +105,17 @@ class TestDatabase:
         rows = self.rows(statement, params)
         return rows[0][0] if rows else None
 
+    def end_sessions(self) -> None:
+        """Have the server end every connection to this database but the one that asks."""
+        if self.kind == "sqlite":
+            raise ValueError("a SQLite file has no server that could end a session")
+        with self.connect() as connection:
+            if self.kind == "postgresql":
+                others = "datname = current_database() AND pid <> pg_backend_pid()"
+                connection.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {others}")
+            else:
+                engines.disconnect(connection, self.name)
+
     def proxied(self, proxy: HasPort) -> TestDatabase:
         """The same database reached through a proxy; statements run here still go past the proxy."""
         if self.kind == "sqlite":

@@ -145,8 +145,8 @@ def sessions(admin: pymysql.Connection[Any], name: str) -> list[int]:
 
 
 def disconnect(admin: pymysql.Connection[Any], name: str) -> None:
-    """End all connections to a database of MariaDB."""
-    for connection_id in sessions(admin, name):
+    """End all connections to a database of MariaDB but the one that asks."""
+    for connection_id in set(sessions(admin, name)) - {admin.thread_id()}:
         try:
             admin.kill(connection_id)
         except pymysql.err.OperationalError as error:

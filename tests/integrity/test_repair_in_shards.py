@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from bench.databases import Pair, Trio
+from bench.waiting import eventually
 from crosstie.orm import ConnectionManager, connected_to
 from crosstie.orm.faults import armed
 from crosstie.orm.integrity import AuditPhase, AuditProgress
@@ -123,7 +124,8 @@ def test_a_lost_fence_in_any_of_them_writes_nothing(desk: Any, configured_trio: 
     cuts: list[int] = []
 
     def cut() -> None:
-        for (session,) in configured_trio.third.rows(sessions):
+        # The server's picture of its transactions may be 0.1 s old.
+        for (session,) in eventually(lambda: configured_trio.third.rows(sessions), describe="the fence's session"):
             configured_trio.third.execute(f"KILL {int(session)}")
             cuts.append(session)
 

@@ -131,15 +131,8 @@ def end_connections(database: TestDatabase) -> None:
         assert tx is not None
         handle: Any = tx.connection.connection.dbapi_connection
         handle.close()
-    elif database.kind == "postgresql":
-        database.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
-        )
     else:
-        mine = "SELECT id FROM information_schema.processlist WHERE db = DATABASE() AND id <> CONNECTION_ID()"
-        for (number,) in database.rows(mine):
-            database.execute(f"KILL {number}")
+        database.end_sessions()
 
 
 def test_a_connection_that_dies_in_a_transaction_is_never_replaced(accounts: TestDatabase) -> None:

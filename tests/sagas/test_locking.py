@@ -13,7 +13,7 @@ import pytest
 import sqlalchemy as sa
 
 from bench import guard
-from bench.databases import Pair, TestDatabase, fresh_database
+from bench.databases import Pair, fresh_database
 from bench.faults import crash_at, crash_env
 from bench.processes import Spawner
 from crosstie.orm.errors import CrosstieError, DatabaseUnavailable
@@ -299,27 +299,12 @@ def test_a_connection_that_is_lost_as_it_is_taken_leaves_no_transaction_open(sho
     """A pooled one may have died with its server; the thread's next saga begins as if nothing had been."""
     with saga("reserve", isolation="locked"):
         Stock.find(1).increment(reserved=1)
-    _end_connections(shop.second)
+    shop.second.end_sessions()
     with pytest.raises(DatabaseUnavailable), saga("reserve", isolation="locked"):
         Stock.find(1).increment(reserved=1)
     with saga("reserve", isolation="locked"):
         Stock.find(1).increment(reserved=1)
     assert Stock.find(1).reserved == 2
-
-
-def _end_connections(database: TestDatabase) -> None:
-    with database.connect() as connection, connection.cursor() as cursor:
-        if database.kind == "postgresql":
-            others = (
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s AND pid <> pg_backend_pid()"
-            )
-            cursor.execute(others, (database.name,))
-            return
-        cursor.execute(
-            "SELECT id FROM information_schema.processlist WHERE db = %s AND id <> CONNECTION_ID()", (database.name,)
-        )
-        for (number,) in cursor.fetchall():
-            cursor.execute(f"KILL {int(number)}")
 
 
 def test_raw_sql_is_refused_in_a_locked_saga(shop: Pair) -> None:
