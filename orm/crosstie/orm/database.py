@@ -162,7 +162,7 @@ class Database:
     def rows(self, query: sa.Executable, values: Mapping[str, Any] | None = None) -> list[sa.Row[*tuple[Any, ...]]]:
         """What a query answers outside any transaction. Raises DatabaseUnavailable, and what the database refuses."""
         with self.mapped_errors(), self.autocommit.connect() as connection:
-            return list(connection.execute(query, values))
+            return list(connection.execute(query, values).all())
 
     def prepared(self, statement: Prepared, values: Mapping[str, Any], *, returns: bool = True) -> Answer:
         """Run a prepared statement by itself; `returns` says that it returns rows. Raises as `rows` does."""
@@ -212,7 +212,11 @@ class Database:
         engine = sa.create_engine(settings.url(), **arguments)
         if settings.driver == "sqlite":
             _prepare_sqlite(engine, settings, autocommit=autocommit)
-        elif settings.driver != "postgresql":
+        elif settings.driver == "postgresql":
+            from crosstie.orm.array_dumper import write_arrays_at_once  # needs the driver, which others do without
+
+            write_arrays_at_once(engine)
+        else:
             _lift_read_timeout(engine, settings)
         if settings.driver != "sqlite":
             bound_every_wait(engine, settings.lock_timeout_s)
