@@ -17,6 +17,7 @@ import sqlalchemy as sa
 from crosstie.orm.condition import member
 from crosstie.orm.database import Database
 from crosstie.orm.multi_insert import insert_all
+from crosstie.orm.prepared import Prepared
 from crosstie.outbox.tables import audit_key
 
 __all__ = ["Notes", "add_notes", "reference_digest"]
@@ -26,6 +27,12 @@ _IDS_PER_STATEMENT: Final = 10_000
 _KEYS_KEPT: Final = 100_000
 """Of no more notes than these are the keys read together with the ids: some 10 MB."""
 
+_NOTED: Final = Prepared(
+    sa.select(audit_key.c.id, audit_key.c.key)
+    .where(audit_key.c.reference == sa.bindparam("reference"), audit_key.c.id > sa.bindparam("last"))
+    .order_by(audit_key.c.id)
+    .limit(sa.literal_column(str(_IDS_PER_PAGE)))
+)
 _LISTED: Final = sa.text(
     f"DELETE noted FROM JSON_TABLE(:ids, '$[*]' COLUMNS (id BIGINT PATH '$')) AS listed"
     f" STRAIGHT_JOIN {audit_key.name} AS noted FORCE INDEX (PRIMARY) ON noted.id = listed.id"
@@ -48,14 +55,12 @@ class Notes:
         self._ids = array("q")
         self._keys: list[str] | None = []
         """None where they are too many to be kept."""
-        self._reference = audit_key.c.reference == reference_digest(reference)
-        columns = audit_key.c
-        query = sa.select(columns.id, columns.key).where(self._reference)
+        self._reference = reference_digest(reference)
         last = -1
         while True:
-            page = database.rows(query.where(columns.id > last).order_by(columns.id).limit(_IDS_PER_PAGE))
+            page = database.prepared(_NOTED, {"reference": self._reference, "last": last}).rows
             keys = [key for _, key in page if key is not None]
-            self._ids.extend(row_id for row_id, _ in page)
+            self._ids.extend([row_id for row_id, _ in page])
             self.whole_table = self.whole_table or len(keys) < len(page)
             self._keys = None if self._keys is None or len(self._ids) > _KEYS_KEPT else self._keys + keys
             if len(page) < _IDS_PER_PAGE:
@@ -74,7 +79,7 @@ class Notes:
             yield from self._keys
             return
         columns = audit_key.c
-        noted = sa.select(columns.key).where(self._reference, columns.key.is_not(None))
+        noted = sa.select(columns.key).where(columns.reference == self._reference, columns.key.is_not(None))
         for ids in self._pages():
             yield from (row[0] for row in self.database.rows(noted.where(columns.id.between(ids[0], ids[-1]))))
 

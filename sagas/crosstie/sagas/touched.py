@@ -12,6 +12,7 @@ from crosstie.orm.clock import now_ms
 from crosstie.orm.connection import ConnectionManager
 from crosstie.orm.database import Database
 from crosstie.orm.errors import NoSuchTable
+from crosstie.orm.prepared import Prepared
 from crosstie.outbox.tables import saga as records
 from crosstie.sagas.image import key_text, load
 from crosstie.sagas.preparable import prepared_branches
@@ -20,6 +21,32 @@ __all__ = ["outlast_prepared", "touched_keys", "touched_values"]
 
 _MARGIN_MS: Final = 10_000
 _PAUSE_S: Final = 0.02
+_NOW: Final = Prepared(sa.select(now_ms()))
+_TOUCHING: Final = Prepared(
+    sa.select(records.c.undo_log).where(
+        records.c.role == "branch",
+        sa.or_(
+            records.c.state == "applied",
+            sa.and_(
+                sa.or_(records.c.state == "done", records.c.state == "undone"),
+                records.c.updated_at_ms >= sa.bindparam("since_ms", type_=sa.BigInteger()),
+            ),
+        ),
+    )
+)
+_OWED: Final = Prepared(
+    sa.select(records.c.undo_log).where(
+        records.c.mode == "forward",
+        records.c.role == "home",
+        sa.or_(
+            records.c.state == "owed",
+            sa.and_(
+                records.c.state == "committed",
+                records.c.updated_at_ms >= now_ms() - sa.bindparam("within_ms", type_=sa.BigInteger()),
+            ),
+        ),
+    )
+)
 
 
 def touched_keys(database_name: str, *, since_ms: int) -> set[tuple[str, tuple[str, ...]]]:
@@ -77,31 +104,19 @@ def outlast_prepared(database_name: str, *, within_s: float) -> bool:
 
 def _entries_since(database_name: str, since_ms: int) -> Iterator[dict[str, Any]]:
     database = ConnectionManager.get(database_name)
-    query = sa.select(records.c.undo_log).where(
-        records.c.role == "branch",
-        sa.or_(
-            records.c.state == "applied",
-            sa.and_(records.c.state.in_(["done", "undone"]), records.c.updated_at_ms >= since_ms),
-        ),
-    )
-    (now,) = database.rows(sa.select(now_ms()))[0]
-    yield from _entries_in((row.undo_log for row in database.rows(query)), database_name)
+    ((now,),) = database.prepared(_NOW, {}).rows
+    yield from _entries_in(_logs(database, _TOUCHING, since_ms=since_ms), database_name)
     for home in ConnectionManager.names(writable=True):
         # How long ago it was is the same by every clock.
-        logs = _owed_logs(ConnectionManager.get(home), now - since_ms + _MARGIN_MS)
+        try:
+            logs = _logs(ConnectionManager.get(home), _OWED, within_ms=now - since_ms + _MARGIN_MS)
+        except NoSuchTable:
+            continue  # it is the home of no saga
         yield from _entries_in(logs, database_name)
 
 
-def _owed_logs(home: Database, within_ms: int) -> list[str]:
-    """The redo logs of sagas that owe something, or have settled within this time."""
-    settled = sa.and_(records.c.state == "committed", records.c.updated_at_ms >= now_ms() - within_ms)
-    query = sa.select(records.c.undo_log).where(
-        records.c.mode == "forward", records.c.role == "home", sa.or_(records.c.state == "owed", settled)
-    )
-    try:
-        return [row.undo_log for row in home.rows(query)]
-    except NoSuchTable:
-        return []  # it is the home of no saga
+def _logs(database: Database, query: Prepared, **values: int) -> list[str]:
+    return [log for (log,) in database.prepared(query, values).rows]
 
 
 def _entries_in(logs: Iterable[str], database_name: str) -> Iterator[dict[str, Any]]:

@@ -22,6 +22,7 @@ from crosstie.orm.database import Database
 from crosstie.orm.errors import DeadlockDetected, LockTimeout, NoSuchTable
 from crosstie.orm.integrity import AuditPlan, AuditResult, AuditScope, AuditState, Finding, key_text, noted
 from crosstie.orm.multi_insert import insert_all
+from crosstie.orm.prepared import Prepared
 from crosstie.outbox.noting import Notes, add_notes
 from crosstie.outbox.tables import audit_chunk, audit_key, audit_run, finding
 from crosstie.workers import audit_chunks
@@ -49,6 +50,13 @@ __all__ = [
 RUNS_KEPT: Final = 100
 """So many runs of a reference are kept; what is older is deleted when a run ends."""
 _RUNS_AT_ONCE: Final = 500
+_TABLES: Final = (audit_run, audit_chunk, finding, audit_key)
+_NO_ROW: Final = Prepared(
+    sa.union_all(
+        *(sa.select(sa.literal_column("1")).select_from(table).where(sa.literal_column("1 = 0")) for table in _TABLES)
+    )
+)
+"""Answers nothing, where all of them are there."""
 _IS_AUDIT: Final = audit_run.c.epoch > 0
 """The walks of backfills keep their place in the same table, and hold no run under an epoch."""
 
@@ -71,12 +79,14 @@ def unrecordable(database: Database) -> str | None:
     """Why runs cannot be recorded in this database; None where they can. Raises DatabaseUnavailable."""
     if database.settings.read_only:
         return f"the connection {database.name!r} is configured read_only"
-    with database.mapped_errors(), database.autocommit.connect() as connection:
-        inspector = sa.inspect(connection)
-        missing = [
-            table.name for table in (audit_run, audit_chunk, finding, audit_key) if not inspector.has_table(table.name)
-        ]
-    if missing:
+    try:
+        database.prepared(_NO_ROW, {})
+    except NoSuchTable:
+        with database.mapped_errors(), database.autocommit.connect() as connection:
+            inspector = sa.inspect(connection)
+            missing = [table.name for table in _TABLES if not inspector.has_table(table.name)]
+        if not missing:
+            raise
         return f"{database.name!r} has no table {missing[0]}: run `crosstie init`"
     return None
 

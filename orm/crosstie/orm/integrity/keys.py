@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable
-from typing import Final, Unpack
+from typing import Any, Final, Unpack
 
 from crosstie.orm.errors import CrosstieError
 from crosstie.orm.integrity.batch import rounds
@@ -15,7 +15,7 @@ from crosstie.orm.integrity.errors import UnexpectedKey
 from crosstie.orm.integrity.findings import AuditPhase, AuditResult, AuditScope, AuditState, Key
 from crosstie.orm.integrity.judgement import Judgement, JudgementOptions
 from crosstie.orm.integrity.plan import value_document, value_of
-from crosstie.orm.integrity.storage import KeyKind, KeyStorage
+from crosstie.orm.integrity.storage import IntegerStorage, KeyKind, KeyStorage
 
 __all__ = ["audit_keys", "noted", "tells_of_deletes"]
 
@@ -53,7 +53,7 @@ def audit_keys(
         judged: set[Key] = set(without)
         for some in rounds(texts, _KEYS_PER_ROUND):
             judgement.tell(AuditPhase.SCANNING)
-            named = {_key(child.storage, text) for text in some} - judged
+            named = _keys(child.storage, some) - judged
             judgement.keys += len(named)
             since = judgement.confirmation.now()
             candidates = parent.absent(list(named))
@@ -85,16 +85,26 @@ def noted(key: Key) -> str:
     return json.dumps(value_document(key)) if isinstance(key, tuple) else str(key)
 
 
-def _key(storage: KeyStorage, text: str) -> Key:
-    """The key of a text, which for integers is no raw value; of several columns, it is JSON. Raises UnexpectedKey."""
+def _keys(storage: KeyStorage, texts: Iterable[str]) -> set[Key]:
+    """The keys of texts: of an integer that is no raw value; of several columns, JSON. Raises UnexpectedKey."""
+    if isinstance(storage, IntegerStorage):
+        numbers = [_integer(text) for text in texts]
+        storage.keys(numbers)
+        return set(numbers)
     if storage.kind is KeyKind.COMPOSITE:
-        key = value_of(json.loads(text))
-        if not isinstance(key, tuple):
-            raise UnexpectedKey(f"expected keys of several columns, found {text!r}")
-        return key
-    if storage.kind is not KeyKind.INTEGER:
-        return storage.key(text)
+        return {_tuple(text) for text in texts}
+    return {storage.key(text) for text in texts}
+
+
+def _integer(text: str) -> int:
     try:
-        return storage.key(int(text))
+        return int(text)
     except ValueError:
         raise UnexpectedKey(f"expected integer keys, found {text!r}") from None
+
+
+def _tuple(text: str) -> tuple[Any, ...]:
+    key = value_of(json.loads(text))
+    if not isinstance(key, tuple):
+        raise UnexpectedKey(f"expected keys of several columns, found {text!r}")
+    return key
