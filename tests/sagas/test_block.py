@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import pickle
 import threading
 from decimal import Decimal
@@ -168,6 +169,31 @@ def test_an_unknown_home_is_refused_before_the_block_runs(configured: Pair) -> N
     """The name is checked at once, with the nearest valid one in the message."""
     with pytest.raises(Exception, match="Did you mean 'default'"), saga("order", home="defualt"):
         pytest.fail("the block must not run")
+
+
+def test_a_saga_leaves_nothing_to_the_garbage_collector(configured: Pair) -> None:
+    """What a thousand of them have used is free when they end: a collection would find it in every generation."""
+    create_shop(configured.by_name)
+    stock = Stock.find_by(sku="count")
+    assert stock is not None
+    for _ in range(3):  # statements are compiled once, and what that leaves is no saga's
+        _order_and_reserve_in_saga()
+        with saga("one"):
+            stock.increment(reserved=1)
+    gc.collect()
+    gc.disable()
+    try:
+        _order_and_reserve_in_saga()
+        with saga("one"):
+            stock.increment(reserved=1)
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
+
+
+def _order_and_reserve_in_saga() -> None:
+    with saga("order"):
+        _order_and_reserve()
 
 
 def test_threads_have_sagas_of_their_own(configured: Pair) -> None:

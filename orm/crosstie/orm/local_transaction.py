@@ -359,6 +359,8 @@ class LocalTransaction:
             self.database.give_back(self.bare, shown=self._shown)
             ended: Any = _ENDED
             self.bare = ended
+            # What they belong to has this transaction, and would else be kept until the garbage collector runs.
+            self.on_first_write = self.before_statement = None
 
 
 class Savepoint:
