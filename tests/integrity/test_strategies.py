@@ -148,7 +148,8 @@ ALL_THAT_PACK = pytest.mark.parametrize(
 def test_uuids_agree_with_brute_force(configured: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of every version, alike in their first or last bytes; pages of both ends have few, in each server's order."""
     world = linked(configured, UUID_TYPES, declared=sa.Uuid)
-    monkeypatch.setattr(packed_uuids, "_PAGES_TOGETHER", 2)
+    monkeypatch.setattr(packed_uuids, "_ALIGNED_TOGETHER", 10)
+    monkeypatch.setattr(packed_uuids, "_GATHERED", 15)
     monkeypatch.setattr(packed_uuids, "_PARENTS_AT_ONCE", 7)
     monkeypatch.setattr(uuid_set, "_CROWDED", 3)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from bench.databases import Pair
 from crosstie.orm import ConnectionManager
-from crosstie.orm.integrity import AuditState, Strategy, uuid_set
+from crosstie.orm.integrity import AuditState, Strategy, plan_audit, uuid_set
 from crosstie.orm.integrity import uuids as packed_uuids
 from crosstie.orm.integrity.byte_order import byte_order
 from integrity.tables import UUID_TYPES, Linked, linked, orphans
@@ -123,7 +123,8 @@ def test_every_storage_agrees_with_brute_force_in_every_other(
     configured: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each storage of the child with each of the parent; keys of every version, pages and sets of every size."""
-    monkeypatch.setattr(packed_uuids, "_PAGES_TOGETHER", 2)
+    monkeypatch.setattr(packed_uuids, "_ALIGNED_TOGETHER", 10)
+    monkeypatch.setattr(packed_uuids, "_GATHERED", 15)
     monkeypatch.setattr(packed_uuids, "_PARENTS_AT_ONCE", 7)
     monkeypatch.setattr(uuid_set, "_CROWDED", 3)
     for of_child in STORAGES[configured.first.kind]:
@@ -152,6 +153,59 @@ def compare_at_random(world: Linked, child_spelling: Spelling, parent_spelling: 
             assert (seed, strategy, result.reason, orphans(result)) == (seed, strategy, None, expected)
             assert result.child_rows == len(children) - children.count(None)
             assert result.keys_checked == len(set(children) - {None})
+
+
+@pytest.mark.parametrize("pair", [("postgresql", "mariadb"), ("mariadb", "postgresql")], indirect=True, ids="-".join)
+def test_parents_are_read_once_where_no_order_is_shared(configured: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many pages there are, and however many chunks are asked for; unless memory holds no more keys."""
+    world, key = numbered_uuids(configured)
+    passes = count_passes(monkeypatch)
+    assert len(plan_audit(world.reference, page_size=5, chunks=4).chunks) == 1
+    assert orphans(world.audit(chunk_size=5)) == {0: key}
+    assert len(passes) == 1
+
+    monkeypatch.setattr(packed_uuids, "_GATHERED", 10)
+    assert len(plan_audit(world.reference, page_size=5, chunks=8).chunks) == 4
+    assert orphans(world.audit(chunk_size=5)) == {0: key}
+    assert 2 <= len(passes) - 1 <= 4
+
+
+@pytest.mark.parametrize("pair", [("postgresql", "postgresql")], indirect=True, ids="-".join)
+def test_where_both_sort_by_bytes_keys_have_a_range_of_parents(
+    configured: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So chunks are as many as wanted, and ranges do not overlap."""
+    world, key = numbered_uuids(configured)
+    passes = count_passes(monkeypatch)
+    monkeypatch.setattr(packed_uuids, "_ALIGNED_TOGETHER", 10)
+    assert len(plan_audit(world.reference, page_size=5, chunks=4).chunks) == 4
+    assert orphans(world.audit(chunk_size=5)) == {0: key}
+    ends = [end for one in passes for end in one]
+    assert ends == sorted(ends)
+    assert len(passes) >= 2
+
+
+def numbered_uuids(configured: Pair) -> tuple[Linked, uuid.UUID]:
+    """Forty keys that look random, and the only one without a parent."""
+    world = linked(configured, UUID_TYPES, declared=sa.Uuid)
+    keys = [uuid.UUID(int=n * 0x9E3779B97F4A7C15F39CC0605CEDC835 % 2**128, version=4) for n in range(1, 41)]
+    world.register(map(str, keys[1:]))
+    world.post([(n, str(key)) for n, key in enumerate(keys)])
+    world.child.execute("ANALYZE posts" if world.child.kind == "postgresql" else "ANALYZE TABLE posts")
+    return world, keys[0]
+
+
+def count_passes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bytes, bytes]]:
+    """Fills with the least and the greatest of the parents that are read, for each time."""
+    passes: list[tuple[bytes, bytes]] = []
+    between = packed_uuids._Parents.between
+
+    def counted(self: packed_uuids._Parents, least: bytes, most: bytes) -> Iterator[uuid_set.Halves]:
+        passes.append((least, most))
+        return between(self, least, most)
+
+    monkeypatch.setattr(packed_uuids._Parents, "between", counted)
+    return passes
 
 
 @pytest.mark.parametrize("pair", [("postgresql", "mariadb"), ("sqlite", "postgresql")], indirect=True, ids="-".join)

@@ -45,7 +45,7 @@ class ParentColumn:
         self.end = end
         self.storage = storage
         self.database = end.database
-        self._typed = storage.typed(end.column)
+        self.typed = storage.typed(end.column)
         self.alike = Alike()
 
     @property
@@ -60,20 +60,20 @@ class ParentColumn:
 
     def keys_within(self, *, bounded: bool = True) -> sa.Select[Any]:
         """The query for the keys from its parameter `lo` on, in order; `bounded` up to `hi`, this included."""
-        condition = within(self._typed) if bounded else self._typed >= sa.bindparam("lo", type_=self._typed.type)
-        return sa.select(self._typed.label("key")).where(condition).order_by(self._typed)
+        condition = within(self.typed) if bounded else self.typed >= sa.bindparam("lo", type_=self.typed.type)
+        return sa.select(self.typed.label("key")).where(condition).order_by(self.typed)
 
     def first(self) -> Raw | None:
         """The smallest key by the column's order; None where there is none."""
-        return self._first_by(self._typed)
+        return self._first_by(self.typed)
 
     def _first_by(self, order: sa.ColumnElement[Any]) -> Raw | None:
-        first = sa.select(self._typed).where(self.end.column.is_not(None)).order_by(order).limit(1)
+        first = sa.select(self.typed).where(self.end.column.is_not(None)).order_by(order).limit(1)
         return next(iter(self._values(first)), None)
 
     def span(self) -> int:
         """How many integers lie between the smallest key and the greatest; 0 where there is none."""
-        lowest, highest = self.first(), self._first_by(self._typed.desc())
+        lowest, highest = self.first(), self._first_by(self.typed.desc())
         return 0 if lowest is None or highest is None else int(highest) - int(lowest) + 1
 
     @property
@@ -102,15 +102,15 @@ class ParentColumn:
 
     def _unheld(self, values: Sequence[Raw]) -> list[Raw]:
         """Those of the values that no parent has: they travel as one parameter, and only what is missing comes back."""
-        source, asked = _ASKED[self.database.kind](values, self._typed.type)
-        held: sa.Select[Any] = sa.select(sa.literal_column("1")).select_from(self.end.table).where(self._typed == asked)
+        source, asked = _ASKED[self.database.kind](values, self.typed.type)
+        held: sa.Select[Any] = sa.select(sa.literal_column("1")).select_from(self.end.table).where(self.typed == asked)
         return self._values(sa.select(asked).select_from(source).where(~held.exists()))
 
     def _present(self, spelt: Sequence[Raw]) -> set[Key]:
         distinct = self.storage.distinct(self.end.column)
         present: set[Key] = set()
         for values in batches(spelt, values_per_statement(self.database)):
-            found = self._values(sa.select(distinct).where(self._typed.in_(values)))
+            found = self._values(sa.select(distinct).where(self.typed.in_(values)))
             present.update(self.storage.key(raw) for raw in found)
         return present
 
@@ -128,7 +128,7 @@ class ParentColumn:
         return equalled
 
     def _equals(self, key: Key) -> sa.ColumnElement[bool]:
-        return sa.or_(*(self._typed == raw for raw in self.storage.spellings(key)))
+        return sa.or_(*(self.typed == raw for raw in self.storage.spellings(key)))
 
     def is_empty(self) -> bool:
         """Whether the table has no row at all."""

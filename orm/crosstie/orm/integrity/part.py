@@ -8,6 +8,7 @@ from crosstie.orm.integrity.child import ChildColumn
 from crosstie.orm.integrity.columns import columns_of
 from crosstie.orm.integrity.endpoint import AuditedReference
 from crosstie.orm.integrity.plan import AuditPlan, KeyRange, Strategy
+from crosstie.orm.integrity.planner import most_chunks
 from crosstie.orm.integrity.storage import Raw
 
 __all__ = ["part_of_plan"]
@@ -27,10 +28,11 @@ def part_of_plan(
     keys = max(-(-plan.keys // parts), plan.page_size)
     if plan.strategy is Strategy.BITMAP or plan.keys <= keys:
         return plan
-    child, _ = columns_of(reference)
+    child, parent = columns_of(reference)
     if after is not None and child.first(after, plan.last) is None:
         after = None
-    ranges = _next_ranges(child, after, plan.last, keys, min(chunks, -(-keys // plan.page_size)))
+    number = most_chunks(child, parent, plan.strategy, keys, min(chunks, -(-keys // plan.page_size)))
+    ranges = _next_ranges(child, after, plan.last, keys, number)
     last = ranges[-1].hi
     return replace(plan, after=after, last=last, ends=last == plan.last, chunks=ranges, keys=min(keys, plan.keys))
 

@@ -71,15 +71,20 @@ def _submit(pool: ThreadPoolExecutor, work: Callable[..., T], *arguments: Any) -
 
 
 @contextmanager
-def read_ahead(items: Iterator[T]) -> Generator[Iterator[T]]:
-    """The same items, of which a thread reads the next one while the caller works on one; it begins at once."""
+def read_ahead(items: Iterator[T], ahead: int = 1) -> Generator[Iterator[T]]:
+    """The same items, of which a thread reads so many ahead while the caller works on one; it begins at once.
 
-    def ahead() -> Iterator[T]:
-        reading = first
-        while (item := reading.result()) is not None:
-            reading = _submit(reader, next, items, None)
-            yield item
-
+    A read that is under way when the block is left is waited for.
+    """
     with ThreadPoolExecutor(1, thread_name_prefix="crosstie-audit-ahead") as reader:
-        first = _submit(reader, next, items, None)
-        yield ahead()
+        reading = deque(_submit(reader, next, items, None) for _ in range(ahead))
+
+        def taken() -> Iterator[T]:
+            while (item := reading.popleft().result()) is not None:
+                reading.append(_submit(reader, next, items, None))
+                yield item
+
+        try:
+            yield taken()
+        finally:
+            reader.shutdown(cancel_futures=True)

@@ -12,13 +12,15 @@ from crosstie.orm.integrity.child import ChildColumn
 from crosstie.orm.integrity.columns import columns_of
 from crosstie.orm.integrity.endpoint import AuditedReference
 from crosstie.orm.integrity.gaps import counts_rows
+from crosstie.orm.integrity.parent import ParentColumn
 from crosstie.orm.integrity.plan import AuditPlan, KeyRange, Strategy
 from crosstie.orm.integrity.quantiles import quantiles
 from crosstie.orm.integrity.skip import skips
 from crosstie.orm.integrity.statistics import column_statistics, round_trip_s
 from crosstie.orm.integrity.storage import INT64, KeyKind, Raw
+from crosstie.orm.integrity.uuids import worth_a_chunk
 
-__all__ = ["Situation", "choose_strategy", "plan_audit"]
+__all__ = ["Situation", "choose_strategy", "most_chunks", "plan_audit"]
 
 _PROBE_FACTOR: Final = 16
 """Asking about a key costs a parent as much as sending so many of its own."""
@@ -129,17 +131,25 @@ def plan_audit(
     )
     if strategy is not None and strategy is not chosen:
         chosen, reasons = strategy, ("asked for",)
+    chunks = most_chunks(child, parent, chosen, keys, min(chunks, -(-children.rows // page_size)))
     return AuditPlan(
         reference.name,
         chosen,
         page_size,
         last,
-        _parted(child, chosen, first, last, min(chunks, -(-children.rows // page_size))),
+        _parted(child, chosen, first, last, chunks),
         keys,
         children.rows,
         reasons,
         _notes(child, chosen, indexed=indexed, large=keys > page_size),
     )
+
+
+def most_chunks(child: ChildColumn, parent: ParentColumn, strategy: Strategy, keys: int, chunks: int) -> int:
+    """Of so many `chunks` those that are worth having for so many distinct keys."""
+    if child.storage.kind is not KeyKind.UUID or strategy is not Strategy.PACKED:
+        return chunks
+    return min(chunks, -(-keys // worth_a_chunk(child, parent)))
 
 
 def _notes(child: ChildColumn, strategy: Strategy, *, indexed: bool, large: bool) -> tuple[str, ...]:

@@ -1,19 +1,19 @@
 """The scan of UUIDs: sent as their bytes, whatever their databases store, and compared as sets.
 
-No two servers need to sort them alike (MariaDB puts the last bytes of some versions first, text has several spellings),
-so pages of the child's keys, in the child's order, are compared with all parents, page by page in the parent's own
-order: a page is large for that. Only parents between the smallest and the greatest of these keys are sent, by their
-bytes; where the parent sorts by bytes, they are a range of its index.
+Where both ends sort by bytes, some pages of the child are compared with the parents between the smallest and the
+greatest of their keys. Elsewhere no two servers need to sort alike (MariaDB puts the last bytes of some versions first,
+text has several spellings): as many of the child's keys as memory holds are gathered, while a thread reads all parents
+in the parent's own order, and then every parent strikes out what it is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, Final
 
-import numpy as np
 import sqlalchemy as sa
 
 from crosstie.orm.errors import DatabaseError
@@ -28,14 +28,18 @@ from crosstie.orm.integrity.scan import Ends, Page
 from crosstie.orm.integrity.statistics import column_statistics
 from crosstie.orm.integrity.storage import KeyStorage, Raw
 from crosstie.orm.integrity.tiling import Tile, require_rows
-from crosstie.orm.integrity.uuid_set import NO_UUIDS, Halves, UuidSet, bounds, halves
+from crosstie.orm.integrity.uuid_set import Halves, UuidSet, bounds, halves, joined
 from crosstie.orm.integrity.uuid_storage import UuidStorage
 from crosstie.orm.integrity.widths import PageWidth
 
-__all__ = ["PackedUuidScan"]
+__all__ = ["PackedUuidScan", "worth_a_chunk"]
 
-_PAGES_TOGETHER: Final = 10
-"""So many pages of the child are compared with the parents at once: 16 MB of keys, where a page has 100,000."""
+_ALIGNED_TOGETHER: Final = 500_000
+"""Keys of the child that are compared with one range of parents."""
+_GATHERED: Final = 2_000_000
+"""Keys of the child that are compared with all parents at once: 32 MB of them."""
+_AHEAD: Final = 8
+"""Pages of parents that may wait until so many are gathered: 26 MB."""
 _PARENTS_AT_ONCE: Final = 200_000
 """Keys in one value: 3.2 MB, below every server's limit of a packet."""
 _ASKED_FACTOR: Final = 16
@@ -43,6 +47,12 @@ _ASKED_FACTOR: Final = 16
 _ATTEMPTS: Final = 5
 """How often a page is read again that had grown, or was gone, when it was read."""
 _SIXTEEN: Final = 16
+_LEAST, _MOST = b"\0" * _SIXTEEN, b"\xff" * _SIXTEEN
+
+
+def worth_a_chunk(child: ChildColumn, parent: ParentColumn) -> int:
+    """So many keys a chunk needs: all parents are read for each, where the ends do not both sort by bytes."""
+    return 1 if _aligned(child, parent.parents[0]) else _GATHERED
 
 
 class PackedUuidScan:
@@ -52,29 +62,55 @@ class PackedUuidScan:
         self.ends = ends
         self._children = _Children(ends.child, ends.last, ends.page_size, ends.expected_keys)
         self._parents = _Parents(ends.parent)
+        self._aligned = _aligned(ends.child, ends.parent)
 
     def read(self, after: Raw | None) -> Page:
-        """Some pages; each is one statement, which counts what it sends."""
-        reached, keys, rows, distinct = after, [NO_UUIDS], 0, 0
-        while reached != self.ends.last and len(keys) <= _PAGES_TOGETHER:
-            page = self.ends.child.next_or_end(partial(self._children.next, reached), reached, self.ends.last)
-            if page is None:
-                reached = self.ends.last
-                break
-            reached, rows, distinct = page.hi, rows + page.rows, distinct + len(page.keys)
-            keys.append(page.keys)
-        return Page(Tile(after, reached, distinct, rows), np.concatenate(keys))
+        """Some pages; each is one statement, which counts what it sends. If parents were read, only what is missing."""
+        reached, rows, number = after, 0, 0
+        read: list[Halves] = []
+        with ExitStack() as stack:
+            parents: Iterator[Halves] | None = None
+            while reached != self.ends.last and number < (_ALIGNED_TOGETHER if self._aligned else _GATHERED):
+                page = self.ends.child.next_or_end(partial(self._children.next, reached), reached, self.ends.last)
+                if page is None:
+                    reached = self.ends.last
+                    break
+                reached, rows, number = page.hi, rows + page.rows, number + page.keys.number
+                read.append(page.keys)
+                if parents is None and not (self._aligned or self._is_asked(number)):
+                    between = self._parents.between(*self._children.spread(read[0]))
+                    parents = stack.enter_context(read_ahead(between, _AHEAD))
+            tile = Tile(after, reached, number, rows)
+            if not read:
+                return Page(tile, ())
+            keys = joined(read)
+            return Page(tile, keys if parents is None else _left(keys, parents))
 
     def missing(self, page: Page) -> Sequence[Key]:
         """Those of the page's keys that are left when all parents have been seen, or that the parent does not know."""
-        keys: Halves = page.keys
-        if self._parents.expected > _ASKED_FACTOR * len(keys):
+        if not isinstance(page.keys, Halves):
+            missing: Sequence[Key] = page.keys
+            return missing
+        keys = page.keys
+        if self._is_asked(keys.number):
             return self.ends.parent.absent(UuidSet(keys).left())
-        with read_ahead(self._parents.between(*bounds(keys))) as pages:
-            wanted = UuidSet(keys)
-            for parents in pages:
-                wanted.strike(parents)
-        return wanted.left()
+        with read_ahead(self._parents.between(*bounds(keys))) as parents:
+            return _left(keys, parents)
+
+    def _is_asked(self, number: int) -> bool:
+        """Whether the parent is better asked about so many keys than read."""
+        return self._parents.expected > _ASKED_FACTOR * number
+
+
+def _aligned(child: ChildColumn, parent: ParentColumn) -> bool:
+    return _uuids(child.storage).sorts_by_bytes and _uuids(parent.storage).sorts_by_bytes
+
+
+def _left(keys: Halves, parents: Iterator[Halves]) -> Sequence[Key]:
+    wanted = UuidSet(keys)
+    for some in parents:
+        wanted.strike(some)
+    return wanted.left()
 
 
 @dataclass(frozen=True)
@@ -96,6 +132,12 @@ class _Children:
         self._storage = _uuids(child.storage)
         self._expected = expected
         self._width: PageWidth | None = None
+
+    def spread(self, first: Halves) -> tuple[bytes, bytes]:
+        """Between which bytes the keys from this page on lie, as far as the child's order tells."""
+        if not self._storage.sorts_by_bytes:
+            return _LEAST, _MOST
+        return bounds(first)[0], self._storage.bytes_of_child([self.last])
 
     def next(self, after: Raw | None) -> _ChildPage | None:
         """The next keys above `after`; None where there are none.
@@ -231,10 +273,9 @@ class _Parents:
 
     @cached_property
     def _filtered(self) -> BulkQuery:
-        keys = self.parent.keys_within(bounded=False).limit(_PARENTS_AT_ONCE).subquery()
-        sixteen = self._storage.sixteen(keys.c.key, of_child=False)
-        # Named within, and limited once more: else servers work it out anew for each mention.
-        inner = sa.select(keys.c.key, sixteen.label("sixteen")).limit(_PARENTS_AT_ONCE).subquery()
+        # Worked out within the limit, and so once for each key, however often it is named.
+        sixteen = self._storage.sixteen(self.parent.typed, of_child=False).label("sixteen")
+        inner = self.parent.keys_within(bounded=False).add_columns(sixteen).limit(_PARENTS_AT_ONCE).subquery()
         least, most = (sa.bindparam(name, type_=sa.LargeBinary()) for name in ("least", "most"))
         sent = sa.case((inner.c.sixteen.between(least, most), inner.c.sixteen), else_=None)
         query = sa.select(
