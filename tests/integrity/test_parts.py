@@ -71,7 +71,7 @@ def test_the_verdict_over_parts_is_that_of_the_whole(
     world.register(key for n, key in enumerate(keys) if n % 7)
     world.post([(n, key) for n, key in enumerate([*keys, *keys])])
 
-    monkeypatch.setattr(uuids, "_ALIGNED_TOGETHER", 1)
+    monkeypatch.setattr(uuids, "_KEYS_OF_A_SET", 1)
     monkeypatch.setattr(uuids, "_GATHERED", 1)
     strategy = Strategy.PACKED if kind == "integer" else None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 import uuid
 from collections.abc import Iterable
@@ -15,7 +16,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bench.databases import Pair
-from crosstie.orm.integrity import AuditState, Strategy, audit_chunk, bitmap, conclude_audit, plan_audit, uuid_set
+from crosstie.orm.integrity import (
+    AuditState,
+    Strategy,
+    audit_chunk,
+    bitmap,
+    conclude_audit,
+    plan_audit,
+    uuid_gathering,
+    uuid_set,
+)
 from crosstie.orm.integrity import uuids as packed_uuids
 from crosstie.orm.integrity.gaps import GapScan
 from crosstie.orm.integrity.integers import ChildPages, among
@@ -23,6 +33,7 @@ from crosstie.orm.integrity.packed import PackedScan
 from crosstie.orm.integrity.packing import distances
 from crosstie.orm.integrity.planner import Situation, choose_strategy
 from crosstie.orm.integrity.storage import KeyKind
+from crosstie.orm.integrity.uuid_gathering import Gathering
 from crosstie.orm.integrity.widths import PageWidth
 from integrity.tables import TEXT_TYPES, UUID_TYPES, Linked, linked, orphans
 from integrity.test_uuids import some_uuids
@@ -148,7 +159,7 @@ ALL_THAT_PACK = pytest.mark.parametrize(
 def test_uuids_agree_with_brute_force(configured: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of every version, alike in their first or last bytes; pages of both ends have few, in each server's order."""
     world = linked(configured, UUID_TYPES, declared=sa.Uuid)
-    monkeypatch.setattr(packed_uuids, "_ALIGNED_TOGETHER", 10)
+    monkeypatch.setattr(packed_uuids, "_KEYS_OF_A_SET", 10)
     monkeypatch.setattr(packed_uuids, "_GATHERED", 15)
     monkeypatch.setattr(packed_uuids, "_PARENTS_AT_ONCE", 7)
     monkeypatch.setattr(uuid_set, "_CROWDED", 3)
@@ -196,6 +207,60 @@ def test_a_set_of_uuids_leaves_what_it_has_not_met(keys: list[uuid.UUID], met: l
     left = wanted.left()
     assert len(left) == len(set(left))
     assert set(left) == set(keys) - set(met) - set(keys[:20])
+
+
+@given(
+    keys=st.lists(UUIDS, unique=True, max_size=60),
+    met=st.lists(UUIDS, max_size=60),
+    ascend=st.booleans(),
+    keys_of_a_set=st.integers(1, 30),
+    choose=st.randoms(use_true_random=False),
+)
+@settings(max_examples=80, deadline=None, derandomize=True)
+def test_a_gathering_leaves_what_no_parent_was(
+    keys: list[uuid.UUID], met: list[uuid.UUID], ascend: bool, keys_of_a_set: int, choose: random.Random
+) -> None:
+    """Pure: keys and parents come in pieces of any size, in whatever turns, before and behind each other."""
+    gathering = Gathering(keys_of_a_set, ascend=ascend)
+    coming = sorted(keys) if ascend else list(keys)
+    parents = [*met, *keys[:20]]
+    choose.shuffle(parents)
+    while coming or parents:
+        size = choose.randint(1, 9)
+        if coming and (not parents or choose.random() < 0.5):
+            gathering.add(halves(coming[:size]))
+            del coming[:size]
+        else:
+            gathering.meet(halves(parents[:size]))
+            del parents[:size]
+        if not coming:
+            gathering.complete()
+            break
+    while parents:
+        gathering.meet(halves(parents[:7]))
+        del parents[:7]
+    left = gathering.left()
+    assert gathering.number == len(keys)
+    assert len(left) == len(set(left))
+    assert set(left) == set(keys) - set(met) - set(keys[:20])
+
+
+def test_no_more_parents_wait_than_memory_is_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of complete sets do not wait, and those that wait are let go when their set is complete."""
+    monkeypatch.setattr(uuid_gathering, "_WAITING", 10)
+    keys = [uuid.UUID(int=n << 64) for n in range(40)]
+    gathering, takes = Gathering(10, ascend=True), []
+    for parents in (keys[:9], keys[9:12]):
+        gathering.meet(halves(parents))
+        takes.append(gathering.takes_parents)
+    gathering.add(halves(keys[:10]))
+    takes.append(gathering.takes_parents)
+    gathering.meet(halves(keys[:9]))
+    takes.append(gathering.takes_parents)
+    assert takes == [True, False, True, True]
+    gathering.add(halves(keys[10:40]))
+    gathering.complete()
+    assert gathering.left() == keys[12:]
 
 
 def halves(keys: Iterable[uuid.UUID]) -> uuid_set.Halves:

@@ -123,7 +123,7 @@ def test_every_storage_agrees_with_brute_force_in_every_other(
     configured: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each storage of the child with each of the parent; keys of every version, pages and sets of every size."""
-    monkeypatch.setattr(packed_uuids, "_ALIGNED_TOGETHER", 10)
+    monkeypatch.setattr(packed_uuids, "_KEYS_OF_A_SET", 10)
     monkeypatch.setattr(packed_uuids, "_GATHERED", 15)
     monkeypatch.setattr(packed_uuids, "_PARENTS_AT_ONCE", 7)
     monkeypatch.setattr(uuid_set, "_CROWDED", 3)
@@ -177,7 +177,7 @@ def test_where_both_sort_by_bytes_keys_have_a_range_of_parents(
     """So chunks are as many as wanted, and ranges do not overlap."""
     world, key = numbered_uuids(configured)
     passes = count_passes(monkeypatch)
-    monkeypatch.setattr(packed_uuids, "_ALIGNED_TOGETHER", 10)
+    monkeypatch.setattr(packed_uuids, "_KEYS_OF_A_SET", 10)
     assert len(plan_audit(world.reference, page_size=5, chunks=4).chunks) == 4
     assert orphans(world.audit(chunk_size=5)) == {0: key}
     ends = [end for one in passes for end in one]

@@ -21,7 +21,7 @@ from crosstie.orm.integrity.plan import KeyRange
 from crosstie.orm.integrity.scan import KeyScan, Page
 from crosstie.orm.integrity.tiling import Tile
 
-__all__ = ["Compared", "compared_pages", "read_ahead"]
+__all__ = ["Ahead", "Compared", "compared_pages", "read_ahead"]
 
 T = TypeVar("T")
 
@@ -70,21 +70,42 @@ def _submit(pool: ThreadPoolExecutor, work: Callable[..., T], *arguments: Any) -
     return pool.submit(contextvars.copy_context().run, work, *arguments)
 
 
+class Ahead(Iterator[T]):
+    """What `read_ahead` gives: items in their order, read by a thread before they are wanted."""
+
+    def __init__(self, items: Iterator[T], ahead: int, reader: ThreadPoolExecutor) -> None:
+        self._items = items
+        self._reader = reader
+        self._reading: deque[Future[T | None]] = deque()
+        for _ in range(ahead):
+            self._read()
+
+    def __next__(self) -> T:
+        item = self._reading[0].result()
+        if item is None:
+            raise StopIteration
+        self._reading.popleft()
+        self._read()
+        return item
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether an item, or the error in its place, can be had without waiting; False at the end."""
+        first = self._reading[0]
+        return first.done() and (first.exception() is not None or first.result() is not None)
+
+    def _read(self) -> None:
+        self._reading.append(_submit(self._reader, next, self._items, None))
+
+
 @contextmanager
-def read_ahead(items: Iterator[T], ahead: int = 1) -> Generator[Iterator[T]]:
+def read_ahead(items: Iterator[T], ahead: int = 1) -> Generator[Ahead[T]]:
     """The same items, of which a thread reads so many ahead while the caller works on one; it begins at once.
 
     A read that is under way when the block is left is waited for.
     """
     with ThreadPoolExecutor(1, thread_name_prefix="crosstie-audit-ahead") as reader:
-        reading = deque(_submit(reader, next, items, None) for _ in range(ahead))
-
-        def taken() -> Iterator[T]:
-            while (item := reading.popleft().result()) is not None:
-                reading.append(_submit(reader, next, items, None))
-                yield item
-
         try:
-            yield taken()
+            yield Ahead(items, ahead, reader)
         finally:
             reader.shutdown(cancel_futures=True)

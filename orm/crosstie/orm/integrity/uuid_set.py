@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from crosstie.orm.integrity.findings import Key
 
-__all__ = ["Halves", "UuidSet", "bounds", "halves", "joined"]
+__all__ = ["Halves", "UuidSet", "bounds", "halves", "joined", "ordered"]
 
 _Numbers = npt.NDArray[np.uint64]
 
@@ -29,9 +29,7 @@ class Halves(NamedTuple):
 
 
 _CROWDED: Final = 16
-"""Keys in one bucket, from which on they are not evenly spread."""
-_EDGES: Final = 2**18
-"""So many buckets are found at once, so that finding them takes less memory than the keys do."""
+"""Keys with the same first half, from which on they are sought by a mixture of both."""
 
 
 def halves(data: bytes) -> Halves:
@@ -56,54 +54,48 @@ def bounds(keys: Halves) -> tuple[bytes, bytes]:
     return first, last
 
 
+def ordered(keys: Halves) -> Halves:
+    """The same keys with their first halves ascending."""
+    if _ascend(keys.high):
+        return keys
+    order = np.argsort(keys.high)
+    return Halves(keys.high[order], keys.low[order])
+
+
 class UuidSet:
     """UUIDs, of which those that are met are struck out; what is left has not been met, to the last bit.
 
-    A table of buckets: the keys of bucket b lie from starts[b] to starts[b + 1], and a key's bucket is the first bits
-    of its first half. Where these are not evenly spread (times, numbers in a row), they are those of a mixture.
+    A key is sought by its first half among these in order, and where many keys share one (times, numbers in a row), by
+    a mixture of both halves. What is sought is put in order too: neighbours then lie in the processor's cache.
     """
 
     def __init__(self, keys: Halves) -> None:
-        self._high, self._low = keys
-        self._left = np.ones(keys.number, dtype=np.bool_)
-        self._shift = 64 - max(keys.number.bit_length(), 1)
-        self._mixes = False
-        ascending = bool(np.all(self._high[1:] >= self._high[:-1]))
-        if ascending:
-            self._starts = self._bucketed(self._high)
-        if not ascending or np.diff(self._starts).max() > _CROWDED:
-            self._mixes = True
-            mixed = _mixed(self._high, self._low)
+        high, low = ordered(keys)
+        sought = high
+        self._mixes = _longest_run(high) > _CROWDED
+        if self._mixes:
+            mixed = _mixed(high, low)
             order = np.argsort(mixed)
-            self._starts = self._bucketed(mixed[order])
-            del mixed
-            self._high = self._high[order]
-            self._low = self._low[order]
-
-    def _bucketed(self, spread: _Numbers) -> npt.NDArray[np.int32]:
-        """Where each bucket begins among these numbers, which ascend; and where the last one ends."""
-        buckets = 2 ** (64 - self._shift)
-        starts = np.empty(buckets + 1, dtype=np.int32)
-        for begin in range(0, buckets, _EDGES):
-            edges = np.arange(begin, min(begin + _EDGES, buckets), dtype=np.uint64) << np.uint64(self._shift)
-            starts[begin : begin + len(edges)] = np.searchsorted(spread, edges)
-        starts[-1] = len(spread)
-        return starts
+            sought, high, low = mixed[order], high[order], low[order]
+        self._sought, self._high, self._low = sought, high, low
+        self._left = np.ones(keys.number, dtype=np.bool_)
 
     def strike(self, keys: Halves) -> None:
         """Strike these out, as far as they are there."""
         high, low = keys
-        buckets = ((_mixed(high, low) if self._mixes else high) >> np.uint64(self._shift)).astype(np.int64)
-        at, ends, asked = self._starts[buckets], self._starts[buckets + 1], np.arange(keys.number)
-        while True:
-            more = at < ends
-            at, ends, asked = at[more], ends[more], asked[more]
-            if not len(at):
-                return
-            alike = np.flatnonzero(self._high[at] == high[asked])
-            met = at[alike]
-            self._left[met[self._low[met] == low[asked[alike]]]] = False
-            at = at + 1
+        seek = _mixed(high, low) if self._mixes else high
+        if not _ascend(seek):
+            order = np.argsort(seek)
+            seek, high, low = seek[order], high[order], low[order]
+        at, asked = np.searchsorted(self._sought, seek), np.arange(keys.number)
+        while len(asked):
+            inside = at < len(self._sought)
+            at, asked = at[inside], asked[inside]
+            near = self._sought[at] == seek[asked]
+            at, asked = at[near], asked[near]
+            met = (self._low[at] == low[asked]) & (self._high[at] == high[asked])
+            self._left[at[met]] = False
+            at = at + 1  # a key may be there in several spellings
 
     def left(self) -> Sequence[Key]:
         """Those not struck out, each once."""
@@ -113,6 +105,18 @@ class UuidSet:
 
 def _uuid(high: int, low: int) -> uuid.UUID:
     return uuid.UUID(int=(high << 64) + low)
+
+
+def _ascend(numbers: _Numbers) -> bool:
+    return bool(np.all(numbers[1:] >= numbers[:-1]))
+
+
+def _longest_run(ascending: _Numbers) -> int:
+    """How many neighbours are equal at most."""
+    if not len(ascending):
+        return 0
+    begins = np.flatnonzero(ascending[1:] != ascending[:-1]) + 1
+    return int(np.diff(begins, prepend=0, append=len(ascending)).max())
 
 
 def _mixed(high: _Numbers, low: _Numbers) -> _Numbers:

@@ -23,23 +23,22 @@ from crosstie.orm.integrity.errors import ScanIncomplete
 from crosstie.orm.integrity.findings import Key
 from crosstie.orm.integrity.packing import concatenated, packs, whole
 from crosstie.orm.integrity.parent import ParentColumn
-from crosstie.orm.integrity.pipeline import read_ahead
+from crosstie.orm.integrity.pipeline import Ahead, read_ahead
 from crosstie.orm.integrity.scan import Ends, Page
 from crosstie.orm.integrity.statistics import column_statistics
 from crosstie.orm.integrity.storage import KeyStorage, Raw
 from crosstie.orm.integrity.tiling import Tile, require_rows
+from crosstie.orm.integrity.uuid_gathering import Gathering
 from crosstie.orm.integrity.uuid_set import Halves, UuidSet, bounds, halves, joined
 from crosstie.orm.integrity.uuid_storage import UuidStorage
 from crosstie.orm.integrity.widths import PageWidth
 
 __all__ = ["PackedUuidScan", "worth_a_chunk"]
 
-_ALIGNED_TOGETHER: Final = 500_000
-"""Keys of the child that are compared with one range of parents."""
+_KEYS_OF_A_SET: Final = 500_000
+"""Of the child: 8 MB."""
 _GATHERED: Final = 2_000_000
 """Keys of the child that are compared with all parents at once: 32 MB of them."""
-_AHEAD: Final = 8
-"""Pages of parents that may wait until so many are gathered: 26 MB."""
 _PARENTS_AT_ONCE: Final = 200_000
 """Keys in one value: 3.2 MB, below every server's limit of a packet."""
 _ASKED_FACTOR: Final = 16
@@ -47,7 +46,9 @@ _ASKED_FACTOR: Final = 16
 _ATTEMPTS: Final = 5
 """How often a page is read again that had grown, or was gone, when it was read."""
 _SIXTEEN: Final = 16
-_LEAST, _MOST = b"\0" * _SIXTEEN, b"\xff" * _SIXTEEN
+_EVERYTHING: Final = b"\0" * _SIXTEEN, b"\xff" * _SIXTEEN
+_WORTH_FILTERING: Final = 0.9
+"""Where keys span this share of all that are possible, parents outside of them are not worth looking for."""
 
 
 def worth_a_chunk(child: ChildColumn, parent: ParentColumn) -> int:
@@ -69,33 +70,46 @@ class PackedUuidScan:
         reached, rows, number = after, 0, 0
         read: list[Halves] = []
         with ExitStack() as stack:
-            parents: Iterator[Halves] | None = None
-            while reached != self.ends.last and number < (_ALIGNED_TOGETHER if self._aligned else _GATHERED):
-                page = self.ends.child.next_or_end(partial(self._children.next, reached), reached, self.ends.last)
-                if page is None:
-                    reached = self.ends.last
-                    break
+            meeting: _Meeting | None = None
+            for page in stack.enter_context(read_ahead(self._pages(after))):
                 reached, rows, number = page.hi, rows + page.rows, number + page.keys.number
                 read.append(page.keys)
-                if parents is None and not (self._aligned or self._is_asked(number)):
+                if meeting is None and not self._aligned and not self._is_asked(number):
                     between = self._parents.between(*self._children.spread(read[0]))
-                    parents = stack.enter_context(read_ahead(between, _AHEAD))
-            tile = Tile(after, reached, number, rows)
-            if not read:
-                return Page(tile, ())
-            keys = joined(read)
-            return Page(tile, keys if parents is None else _left(keys, parents))
+                    meeting = _Meeting(self._children.ascend, stack.enter_context(read_ahead(between)))
+                if meeting is not None:
+                    meeting.add(read)
+            tile = Tile(after, reached if number >= self._most else self.ends.last, number, rows)
+            if meeting is not None:
+                return Page(tile, meeting.left())
+            return Page(tile, joined(read) if read else ())
+
+    @property
+    def _most(self) -> int:
+        return _KEYS_OF_A_SET if self._aligned else _GATHERED
+
+    def _pages(self, after: Raw | None) -> Iterator[_ChildPage]:
+        """The child's next pages: of so many keys as are compared at once, or up to the last one."""
+        reached, number = after, 0
+        while reached != self.ends.last and number < self._most:
+            page = self.ends.child.next_or_end(partial(self._children.next, reached), reached, self.ends.last)
+            if page is None:
+                return
+            reached, number = page.hi, number + page.keys.number
+            yield page
 
     def missing(self, page: Page) -> Sequence[Key]:
         """Those of the page's keys that are left when all parents have been seen, or that the parent does not know."""
         if not isinstance(page.keys, Halves):
             missing: Sequence[Key] = page.keys
             return missing
-        keys = page.keys
-        if self._is_asked(keys.number):
-            return self.ends.parent.absent(UuidSet(keys).left())
-        with read_ahead(self._parents.between(*bounds(keys))) as parents:
-            return _left(keys, parents)
+        wanted = UuidSet(page.keys)
+        if self._is_asked(page.keys.number):
+            return self.ends.parent.absent(wanted.left())
+        with read_ahead(self._parents.between(*bounds(page.keys))) as parents:
+            for some in parents:
+                wanted.strike(some)
+        return wanted.left()
 
     def _is_asked(self, number: int) -> bool:
         """Whether the parent is better asked about so many keys than read."""
@@ -106,11 +120,27 @@ def _aligned(child: ChildColumn, parent: ParentColumn) -> bool:
     return _uuids(child.storage).sorts_by_bytes and _uuids(parent.storage).sorts_by_bytes
 
 
-def _left(keys: Halves, parents: Iterator[Halves]) -> Sequence[Key]:
-    wanted = UuidSet(keys)
-    for some in parents:
-        wanted.strike(some)
-    return wanted.left()
+class _Meeting:
+    """The child's keys and all parents, each taken when it is there."""
+
+    def __init__(self, ascend: bool, parents: Ahead[Halves]) -> None:
+        self._gathering = Gathering(_KEYS_OF_A_SET, ascend=ascend)
+        self._parents = parents
+
+    def add(self, read: list[Halves]) -> None:
+        """Keys of the child, which are taken from the list, and what parents have come meanwhile."""
+        for some in read:
+            self._gathering.add(some)
+        read.clear()
+        while self._gathering.takes_parents and self._parents.is_ready:
+            self._gathering.meet(next(self._parents))
+
+    def left(self) -> Sequence[Key]:
+        """What no parent was, once all of them have come."""
+        self._gathering.complete()
+        for some in self._parents:
+            self._gathering.meet(some)
+        return self._gathering.left()
 
 
 @dataclass(frozen=True)
@@ -133,11 +163,18 @@ class _Children:
         self._expected = expected
         self._width: PageWidth | None = None
 
+    @property
+    def ascend(self) -> bool:
+        """Whether they come in the order of their bytes."""
+        return self._storage.sorts_by_bytes and packs(self.child.database.kind)
+
     def spread(self, first: Halves) -> tuple[bytes, bytes]:
         """Between which bytes the keys from this page on lie, as far as the child's order tells."""
-        if not self._storage.sorts_by_bytes:
-            return _LEAST, _MOST
-        return bounds(first)[0], self._storage.bytes_of_child([self.last])
+        if not self.ascend:
+            return _EVERYTHING
+        least, most = bounds(first)[0], self._storage.bytes_of_child([self.last])
+        share = (int.from_bytes(most) - int.from_bytes(least)) / 2 ** (8 * _SIXTEEN)
+        return (least, most) if share < _WORTH_FILTERING else _EVERYTHING
 
     def next(self, after: Raw | None) -> _ChildPage | None:
         """The next keys above `after`; None where there are none.
@@ -253,7 +290,10 @@ class _Parents:
                 count, data = self._range.row({"lo": lo, "hi": hi})
                 keys = halves(whole(data, count, _SIXTEEN, self.parent.end))
                 return keys, self._storage.raw(data[-_SIXTEEN:]) if count >= _PARENTS_AT_ONCE else None
-            read, last, count, data = self._filtered.row({"lo": lo, "least": least, "most": most})
+            if (least, most) == _EVERYTHING:
+                read, last, count, data = self._everything.row({"lo": lo})
+            else:
+                read, last, count, data = self._filtered.row({"lo": lo, "least": least, "most": most})
         except DatabaseError as error:
             if not _is_of_data(error):
                 raise
@@ -272,18 +312,24 @@ class _Parents:
         return BulkQuery(self.parent.database, sa.select(sa.func.count(), packed).select_from(inner))
 
     @cached_property
+    def _everything(self) -> BulkQuery:
+        inner = self._sixteens()
+        return self._sent(inner, inner.c.sixteen)
+
+    @cached_property
     def _filtered(self) -> BulkQuery:
+        inner = self._sixteens()
+        least, most = (sa.bindparam(name, type_=sa.LargeBinary()) for name in ("least", "most"))
+        return self._sent(inner, sa.case((inner.c.sixteen.between(least, most), inner.c.sixteen), else_=None))
+
+    def _sixteens(self) -> sa.Subquery:
         # Worked out within the limit, and so once for each key, however often it is named.
         sixteen = self._storage.sixteen(self.parent.typed, of_child=False).label("sixteen")
-        inner = self.parent.keys_within(bounded=False).add_columns(sixteen).limit(_PARENTS_AT_ONCE).subquery()
-        least, most = (sa.bindparam(name, type_=sa.LargeBinary()) for name in ("least", "most"))
-        sent = sa.case((inner.c.sixteen.between(least, most), inner.c.sixteen), else_=None)
-        query = sa.select(
-            sa.func.count(),
-            sa.func.max(inner.c.key),
-            sa.func.count(sent),
-            concatenated(self.parent.database.kind, sent),
-        )
+        return self.parent.keys_within(bounded=False).add_columns(sixteen).limit(_PARENTS_AT_ONCE).subquery()
+
+    def _sent(self, inner: sa.Subquery, sent: sa.ColumnElement[Any]) -> BulkQuery:
+        packed = concatenated(self.parent.database.kind, sent)
+        query = sa.select(sa.func.count(), sa.func.max(inner.c.key), sa.func.count(sent), packed)
         return BulkQuery(self.parent.database, query.select_from(inner))
 
 
