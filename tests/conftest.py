@@ -39,10 +39,11 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the pairs and trios that are not in turn, where they take turns."""
+    """Leave out the pairs and trios that are not in turn, where they take turns; begin with storms, the longest."""
     if turns.turns_are_taken():
         items[:], out = turns.leave_out(items, {"pair": PAIRS, "crash_pair": CRASH_PAIRS, "trio": TRIOS})
         config.hook.pytest_deselected(items=out)
+    items.sort(key=lambda item: item.get_closest_marker("storm") is None)
 
 
 @pytest.hookimpl(wrapper=True)

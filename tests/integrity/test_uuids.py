@@ -11,6 +11,7 @@ import pytest
 import sqlalchemy as sa
 
 from bench.databases import Pair
+from bench.servers import in_ci
 from crosstie.orm import ConnectionManager
 from crosstie.orm.integrity import AuditState, Strategy, plan_audit, uuid_set
 from crosstie.orm.integrity import uuids as packed_uuids
@@ -139,7 +140,9 @@ def test_every_storage_agrees_with_brute_force_in_every_other(
 def compare_at_random(world: Linked, child_spelling: Spelling, parent_spelling: Spelling) -> None:
     """Two tables of keys drawn at random, each audited as sets and by asking the parent."""
     keys = [*some_uuids()[::4], *(uuid.UUID(int=number) for number in (0, 1, 2**64, 2**128 - 1))]
-    for seed in (f"{world.child.kind} {child_spelling.__name__} {world.parent.kind} {n}" for n in range(2)):
+    for seed in (
+        f"{world.child.kind} {child_spelling.__name__} {world.parent.kind} {n}" for n in range(1 if in_ci() else 2)
+    ):
         chance = random.Random(seed)
         children = [chance.choice([None, *keys]) for _ in range(40)]
         parents, page_size = chance.sample(keys, 20), chance.randint(1, 20)

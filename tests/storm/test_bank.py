@@ -34,8 +34,8 @@ ALL_TRIOS: list[Kinds] = [
     ("sqlite", "postgresql", "postgresql"),
 ]
 TRIOS = ALL_TRIOS[:1] if in_ci() and not LONG else ALL_TRIOS
-TRANSFERS = 10_000 if LONG else 150
-FAULTS = 200 if LONG else 14
+TRANSFERS = 10_000 if LONG else 100
+FAULTS = 200 if LONG else 10
 KILLS = {"server": 12, "worker": 25} if LONG else {"server": 1, "worker": 1}
 CLIENTS, WORKERS = 8, 2
 PER_SECOND = 20

@@ -33,10 +33,10 @@ Kinds = tuple[DatabaseKind, DatabaseKind]
 ALL_PAIRS: list[Kinds] = [(first, second) for first in KINDS for second in KINDS if first != second]
 CI_PAIRS: list[Kinds] = [("postgresql", "mariadb")]
 PAIRS = CI_PAIRS if in_ci() and not LONG else ALL_PAIRS
-EVENTS = 100_000 if LONG else 5_000 // len(PAIRS)
+EVENTS = 100_000 if LONG else 3_000 // len(PAIRS)
 PER_SECOND = 200 if LONG else 100
 """By each producer, as far as the machine and the storm allow."""
-FAULTS, DESTRUCTION = (300, 30) if LONG else (16, 1)
+FAULTS, DESTRUCTION = (300, 30) if LONG else (12, 1)
 KILLS = {"server": 20, "worker": 30} if LONG else {"server": 1, "worker": 1}
 PRODUCERS, WORKERS = 6, 2
 SETTINGS = {
