@@ -39,11 +39,15 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the pairs and trios that are not in turn, where they take turns; begin with storms, the longest."""
+    """Leave out the pairs and trios that are not in turn, where they take turns, and run no storm beside another."""
     if turns.turns_are_taken():
         items[:], out = turns.leave_out(items, {"pair": PAIRS, "crash_pair": CRASH_PAIRS, "trio": TRIOS})
         config.hook.pytest_deselected(items=out)
-    items.sort(key=lambda item: item.get_closest_marker("storm") is None)
+    # They take longest: the last one is to end before the others do.
+    storms = [item for item in items if item.get_closest_marker("storm")]
+    items[:] = [item for item in items if item not in storms]
+    for number, storm in enumerate(storms):
+        items.insert(len(items) * number // (len(storms) + 2), storm)
 
 
 @pytest.hookimpl(wrapper=True)

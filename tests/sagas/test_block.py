@@ -176,19 +176,19 @@ def test_a_saga_leaves_nothing_to_the_garbage_collector(configured: Pair) -> Non
     create_shop(configured.by_name)
     stock = Stock.find_by(sku="count")
     assert stock is not None
-    for _ in range(3):  # statements are compiled once, and what that leaves is no saga's
-        _order_and_reserve_in_saga()
-        with saga("one"):
-            stock.increment(reserved=1)
-    gc.collect()
+    garbage = []
     gc.disable()
     try:
-        _order_and_reserve_in_saga()
-        with saga("one"):
-            stock.increment(reserved=1)
-        assert gc.collect() == 0
+        for _ in range(8):
+            gc.collect()
+            _order_and_reserve_in_saga()
+            with saga("one"):
+                stock.increment(reserved=1)
+            garbage.append(gc.collect())
     finally:
         gc.enable()
+    # Statements that are compiled at first leave some, and so may what other tests have left running.
+    assert min(garbage) == 0
 
 
 def _order_and_reserve_in_saga() -> None:
