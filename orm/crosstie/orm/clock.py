@@ -5,14 +5,19 @@ Leases and expiries compare times of one database with each other, never with th
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import BigInteger
+from sqlalchemy import BigInteger, select
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
-__all__ = ["now_ms"]
+from crosstie.orm.prepared import Prepared
+
+if TYPE_CHECKING:
+    from crosstie.orm.database import Database
+
+__all__ = ["database_now_ms", "now_ms"]
 
 
 class now_ms(FunctionElement[int]):  # noqa: N801 - reads as the SQL function that it is
@@ -41,3 +46,11 @@ def _mysql(element: now_ms, compiler: SQLCompiler, **_: Any) -> str:
 @compiles(now_ms, "sqlite")
 def _sqlite(element: now_ms, compiler: SQLCompiler, **_: Any) -> str:
     return "CAST(ROUND((julianday('now') - 2440587.5) * 86400000.0) AS INTEGER)"
+
+
+_NOW: Final = Prepared(select(now_ms()))
+
+
+def database_now_ms(database: Database) -> int:
+    """What its clock says. Raises DatabaseUnavailable."""
+    return int(database.prepared(_NOW, {}).rows[0][0])

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-from crosstie.orm.clock import now_ms
+from crosstie.orm.clock import database_now_ms, now_ms
 from crosstie.orm.connection import ConnectionManager
 from crosstie.orm.database import Database
 from crosstie.orm.errors import NoSuchTable
@@ -21,7 +21,6 @@ __all__ = ["outlast_prepared", "touched_keys", "touched_values"]
 
 _MARGIN_MS: Final = 10_000
 _PAUSE_S: Final = 0.02
-_NOW: Final = Prepared(sa.select(now_ms()))
 _TOUCHING: Final = Prepared(
     sa.select(records.c.undo_log).where(
         records.c.role == "branch",
@@ -104,7 +103,7 @@ def outlast_prepared(database_name: str, *, within_s: float) -> bool:
 
 def _entries_since(database_name: str, since_ms: int) -> Iterator[dict[str, Any]]:
     database = ConnectionManager.get(database_name)
-    ((now,),) = database.prepared(_NOW, {}).rows
+    now = database_now_ms(database)
     yield from _entries_in(_logs(database, _TOUCHING, since_ms=since_ms), database_name)
     for home in ConnectionManager.names(writable=True):
         # How long ago it was is the same by every clock.

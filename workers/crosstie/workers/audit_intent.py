@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from crosstie.orm.clock import database_now_ms
 from crosstie.orm.connection import ConnectionManager
 from crosstie.orm.errors import CrosstieError
 from crosstie.orm.integrity import AuditedReference, AuditPlan, AuditScope, part_of_plan, plan_audit
-from crosstie.workers import tick
 from crosstie.workers.audit_notes import RunNotes
 from crosstie.workers.audit_record import last_standing
 from crosstie.workers.audit_standing import Standing, next_standing, why_everything
@@ -31,7 +31,7 @@ class Intent:
 def intend(reference: AuditedReference, scope: AuditScope, *, page_size: int, parts: int, chunks: int) -> Intent:
     """Decide on it; changes alone are not always enough. Raises what `plan_audit` does."""
     database, settings = reference.child.database, ConnectionManager.settings().audit
-    at_ms = tick.database_now_ms(database)
+    at_ms = database_now_ms(database)
     standing, noting = last_standing(database, reference.name), _noting(reference)
     # What is noted later than this may be noted because of what the run does not see.
     notes = RunNotes.of(reference)

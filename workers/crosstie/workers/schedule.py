@@ -14,6 +14,7 @@ from zoneinfo import ZoneInfo
 
 from celery.schedules import ParseException, crontab
 
+from crosstie.orm.clock import database_now_ms
 from crosstie.orm.connection import ConnectionManager
 from crosstie.orm.errors import ConfigurationError
 from crosstie.workers import tick
@@ -121,7 +122,7 @@ def run_if_due(job: Job, database_name: str, *, owner: str) -> bool:
     raised is tried again when its lease has run out.
     """
     database = ConnectionManager.get(database_name)
-    at_ms = tick.database_now_ms(database)
+    at_ms = database_now_ms(database)
     slot = job.schedule.last_slot(at_ms)
     if slot is None:
         return False

@@ -24,7 +24,7 @@ from crosstie.outbox.tables import tick as ticks
 from crosstie.workers.errors import TickLost
 from crosstie.workers.lease_keeper import LeaseKeeper
 
-__all__ = ["Tick", "claim", "database_now_ms", "finish", "release", "renew", "running"]
+__all__ = ["Tick", "claim", "finish", "release", "renew", "running"]
 
 logger = logging.getLogger(__name__)
 
@@ -38,12 +38,6 @@ class Tick:
     slot: int
     epoch: int
     lease_s: float
-
-
-def database_now_ms(database: Database) -> int:
-    """The database's clock. Raises DatabaseUnavailable."""
-    with database.mapped_errors(), database.autocommit.connect() as connection:
-        return int(connection.execute(sa.select(now_ms())).scalar_one())
 
 
 def claim(

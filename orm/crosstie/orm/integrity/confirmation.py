@@ -17,9 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-import sqlalchemy as sa
-
-from crosstie.orm.clock import now_ms
+from crosstie.orm.clock import database_now_ms
 from crosstie.orm.database import Database
 from crosstie.orm.integrity.batch import batches
 from crosstie.orm.integrity.child import ChildColumn, KeyRows, RowKey
@@ -27,13 +25,11 @@ from crosstie.orm.integrity.endpoint import AuditedReference
 from crosstie.orm.integrity.findings import Key
 from crosstie.orm.integrity.parent import ParentColumn
 from crosstie.orm.integrity.suspicion import OutlastsPrepared, Suspicion, TouchedKeys
-from crosstie.orm.prepared import Prepared
 
 __all__ = ["Confirmation", "Confirmed", "Deferred", "Moment", "Verdict", "judge"]
 
 _KEYS_PER_ROUND: Final = 2_000
 _KEYS_PER_LOOK: Final = 1_000
-_NOW: Final = Prepared(sa.select(now_ms()))
 
 Moment = Mapping[str, int]
 """A point in time as each database's own clock gave it: connection name → milliseconds."""
@@ -77,7 +73,7 @@ class Confirmation:
 
     def now(self) -> Moment:
         """This moment, to be taken before the child is read: t1."""
-        return {database.name: _clock(database) for database in self.reference.databases}
+        return {database.name: database_now_ms(database) for database in self.reference.databases}
 
     def settle(self, candidates: Sequence[Key], since: Moment) -> Verdict:
         """Confirm candidates whose rows were read after `since`."""
@@ -139,7 +135,3 @@ def _in_both(before: KeyRows, after: KeyRows) -> KeyRows:
     stable = tuple(row_key for row_key in after.row_keys if row_key in known)
     unlisted = after.total - len(after.row_keys)
     return KeyRows(len(stable) + unlisted, stable)
-
-
-def _clock(database: Database) -> int:
-    return int(database.prepared(_NOW, {}).rows[0][0])

@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol
 
 import sqlalchemy as sa
 
-from crosstie.orm.clock import now_ms
+from crosstie.orm.clock import database_now_ms
 from crosstie.orm.counter_cache import Counter
 from crosstie.orm.errors import CrosstieError
 from crosstie.orm.integrity.batch import batches, values_per_statement
@@ -269,7 +269,7 @@ class _Reader:
     def now(self) -> dict[str, int]:
         """This moment by each database's own clock."""
         databases = {end.database.name: end.database for end in self.counter.ends}
-        return {name: int(one.rows(sa.select(now_ms()))[0][0]) for name, one in databases.items()}
+        return {name: database_now_ms(one) for name, one in databases.items()}
 
     def _rows(self) -> sa.Select[Any]:
         columns = [column.label(f"k{number}") for number, column in enumerate(self.counter.parent.primary_key)]

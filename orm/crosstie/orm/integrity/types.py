@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-from crosstie.orm.clock import now_ms
+from crosstie.orm.clock import database_now_ms
 from crosstie.orm.database import Database
 from crosstie.orm.errors import CrosstieError
 from crosstie.orm.integrity.child import ROWS_PER_KEY
@@ -116,7 +116,7 @@ class _Search:
 
     def _judge(self, value: Any, condition: sa.ColumnElement[bool]) -> None:
         end = self.column.end
-        since_ms = int(self.database.rows(sa.select(now_ms()))[0][0])
+        since_ms = database_now_ms(self.database)
         first = sa.select(*end.primary_key).where(condition).order_by(*end.primary_key).limit(ROWS_PER_KEY)
         rows = [tuple(row) for row in self.database.rows(first)]
         if not rows:

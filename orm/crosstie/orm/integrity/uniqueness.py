@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-from crosstie.orm.clock import now_ms
+from crosstie.orm.clock import database_now_ms
 from crosstie.orm.errors import CrosstieError
 from crosstie.orm.integrity.batch import batches
 from crosstie.orm.integrity.catalog import Equality
@@ -146,7 +146,7 @@ def _columns(unique: UniqueColumn) -> list[ChildColumn]:
 
 def _now(columns: Iterable[ChildColumn]) -> dict[str, int]:
     """This moment by each database's own clock."""
-    return {one.database.name: int(one.database.rows(sa.select(now_ms()))[0][0]) for one in columns}
+    return {one.database.name: database_now_ms(one.database) for one in columns}
 
 
 @dataclass

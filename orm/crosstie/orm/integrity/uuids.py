@@ -2,8 +2,8 @@
 
 Where both ends sort by bytes, some pages of the child are compared with the parents between the smallest and the
 greatest of their keys. Elsewhere no two servers need to sort alike (MariaDB puts the last bytes of some versions first,
-text has several spellings): as many of the child's keys as memory holds are gathered, while a thread reads all parents
-in the parent's own order, and then every parent strikes out what it is.
+text has several spellings): as many of the child's keys as memory holds are gathered while a thread reads all parents
+in the parent's own order, and every parent strikes out what it is.
 """
 
 from __future__ import annotations
